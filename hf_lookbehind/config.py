@@ -1,0 +1,217 @@
+"""`LookbehindConfig`: the settings of the method, validated when they are made. Standard library only."""
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
+
+CONFIG_NAME = "lookbehind_config.json"
+
+# Fine-tuning defaults: the papers train from scratch, with 0.05 and more.
+DEFAULT_RHO = {"sam": 0.02, "asam": 0.5}
+DESCENTS = ("every", "last")
+ADAPTIVE_ALPHAS = ("adaptive", "adaptive-global")
+
+
+class InputError(ValueError):
+    """What a user gave cannot be used; the message names the argument, its value and what is allowed.
+
+    The programs of `scripts/` end with exit code 2 on it.
+    """
+
+
+def _refuse(name: str, value: Any, allowed: str) -> None:
+    raise InputError(f"{name}={value!r} is not allowed: {allowed}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+@dataclass(frozen=True)
+class LookbehindConfig:
+    """Settings of one Lookbehind iteration (Mordido et al., ICML 2024, arXiv 2307.16704, Algorithm 1).
+
+    `None` is stored as it is, and `resolved` gives the value that it stands for: `replace(config, k=5)` then does not
+    keep the alpha of another k. Every field is validated, also at `k=0`, where all fields but `k` are ignored.
+
+    The family of methods is a table of settings:
+
+    | method | k | descent | alpha |
+    |---|---|---|---|
+    | base optimizer | 0 | | |
+    | SAM, ASAM | 1 | "every" | 1 |
+    | multistep SAM, ASAM | k | "last" | 1 |
+    | Lookbehind-SAM, -ASAM | k | "every" | in (0, 1], "adaptive" or "adaptive-global" |
+
+    Raises:
+        InputError: a `ValueError` that names the field, its value and what is allowed.
+
+    Example:
+        >>> LookbehindConfig(k=5).resolved().alpha
+        0.2
+        >>> LookbehindConfig(k=-1)
+        Traceback (most recent call last):
+        ...
+        hf_lookbehind.config.InputError: k=-1 is not allowed: a whole number of ascent steps, 0 or more
+    """
+
+    k: int = field(default=2, metadata={"help": "Ascent steps per iteration; k+1 gradients are computed. 0: off."})
+    rho: float | str | None = field(
+        default=None,
+        metadata={
+            "help": "L2 length of one ascent step, over all perturbed parameters together. "
+            "Default: 0.02 for sam, 0.5 for asam."
+        },
+    )
+    alpha: float | str | None = field(
+        default=None,
+        metadata={
+            "help": "Fraction in (0, 1] that the slow weights move towards the fast ones, or 'adaptive' (one per tensor) "
+            "or 'adaptive-global'. Default: 1/k (1 for --descent last)."
+        },
+    )
+    ascent: str = field(default="sam", metadata={"help": "Perturbation: 'sam' or 'asam' (scaled by the weights)."})
+    eta: float = field(default=0.01, metadata={"help": "ASAM's stabiliser, added to |w|. 0 or more."})
+    descent: str = field(
+        default="every",
+        metadata={"help": "'every': each ascent point drives a descent step; 'last': only the k-th (multistep SAM)."},
+    )
+    target_parameters: str | Sequence[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Regular expression(s), searched in parameter names: which trainable parameters are perturbed. "
+            "All of them still descend. Default: all."
+        },
+    )
+    sync_ascent: bool = field(
+        default=True,
+        metadata={"help": "Climb the gradient of the global batch; False: each process climbs its own (m-sharpness)."},
+    )
+    ascent_fraction: float = field(
+        default=1.0, metadata={"help": "Fraction of the window that gives the first ascent gradient. Only 1 so far."}
+    )
+    ascent_every: int = field(
+        default=1, metadata={"help": "Run the full iteration every n-th step, plain steps between. Only 1 so far."}
+    )
+    offload_buffers: bool = field(
+        default=False, metadata={"help": "Keep the slow weights in CPU memory. Only False so far."}
+    )
+
+    def __post_init__(self) -> None:
+        self._check_numbers()
+        self._check_choices()
+        self._check_target_parameters()
+        self._check_built()
+
+    def _check_numbers(self) -> None:
+        if not isinstance(self.k, Integral) or isinstance(self.k, bool) or self.k < 0:
+            _refuse("k", self.k, "a whole number of ascent steps, 0 or more")
+        if self.rho is not None and self.rho != "auto" and not (_is_number(self.rho) and self.rho >= 0):
+            _refuse("rho", self.rho, "a finite number, 0 or more, or None for the default of the ascent")
+        if self.alpha is not None and self.alpha not in ADAPTIVE_ALPHAS:
+            if not (_is_number(self.alpha) and 0 < self.alpha <= 1):
+                _refuse("alpha", self.alpha, "a number in (0, 1], 'adaptive', 'adaptive-global', or None for 1/k")
+        if not (_is_number(self.eta) and self.eta >= 0):
+            _refuse("eta", self.eta, "a finite number, 0 or more")
+        if not (_is_number(self.ascent_fraction) and 0 < self.ascent_fraction <= 1):
+            _refuse("ascent_fraction", self.ascent_fraction, "a number in (0, 1]")
+        if not isinstance(self.ascent_every, Integral) or isinstance(self.ascent_every, bool) or self.ascent_every < 1:
+            _refuse("ascent_every", self.ascent_every, "a whole number, 1 or more")
+        # numpy's numbers pass the checks above and would not pass json
+        object.__setattr__(self, "k", int(self.k))
+        object.__setattr__(self, "ascent_every", int(self.ascent_every))
+        for name in ("rho", "alpha", "eta", "ascent_fraction"):
+            if _is_number(getattr(self, name)):
+                object.__setattr__(self, name, float(getattr(self, name)))
+
+    def _check_choices(self) -> None:
+        if self.ascent not in DEFAULT_RHO:
+            _refuse("ascent", self.ascent, "one of " + ", ".join(repr(name) for name in DEFAULT_RHO))
+        if self.descent not in DESCENTS:
+            _refuse("descent", self.descent, "one of " + ", ".join(repr(name) for name in DESCENTS))
+        if self.descent == "last" and self.alpha not in (None, 1):
+            _refuse("alpha", self.alpha, "descent='last' takes one descent step, with alpha=1 (or None)")
+        for name in ("sync_ascent", "offload_buffers"):
+            if not isinstance(getattr(self, name), bool):
+                _refuse(name, getattr(self, name), "True or False")
+
+    def _check_target_parameters(self) -> None:
+        if self.target_parameters is None:
+            return
+        given = self.target_parameters
+        patterns = (given,) if isinstance(given, str) else given
+        if not isinstance(patterns, Sequence) or not patterns or not all(isinstance(p, str) and p for p in patterns):
+            _refuse("target_parameters", given, "a regular expression, a list of them, or None for all parameters")
+        for pattern in patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                _refuse("target_parameters", pattern, f"it is not a regular expression ({error})")
+        # a tuple, so that the frozen config stays hashable
+        object.__setattr__(self, "target_parameters", tuple(patterns))
+
+    def _check_built(self) -> None:
+        """Options that the design reserves and no code serves yet: refused by name rather than ignored."""
+        not_built = {"rho": "auto", "offload_buffers": True}
+        for name, value in not_built.items():
+            if getattr(self, name) == value:
+                _refuse(name, value, "it is reserved and not built yet")
+        for name in ("ascent_fraction", "ascent_every"):
+            if getattr(self, name) != 1:
+                _refuse(name, getattr(self, name), "only 1; other values are reserved and not built yet")
+
+    def resolved(self) -> "LookbehindConfig":
+        """The same settings with every None default replaced by its value."""
+        alpha = self.alpha
+        if self.k == 0:
+            alpha = 1.0  # ignored: there is one step, on g_0
+        elif self.k == 1 and alpha in ADAPTIVE_ALPHAS:
+            alpha = 1.0  # phi_1 is phi_k: the two displacements coincide
+        elif alpha is None:
+            # With 1/k the weights move about as far per iteration as under the base optimizer: its lr stays valid.
+            alpha = 1.0 if self.descent == "last" else 1 / self.k
+        return replace(self, rho=DEFAULT_RHO[self.ascent] if self.rho is None else self.rho, alpha=alpha)
+
+    def differences(self, other: "LookbehindConfig") -> list[str]:
+        """Names of the fields in which two configs, resolved, differ."""
+        mine, theirs = self.resolved(), other.resolved()
+        return [f.name for f in fields(self) if getattr(mine, f.name) != getattr(theirs, f.name)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as given (None kept): what `to_json` writes."""
+        return asdict(self)
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "LookbehindConfig":
+        """Raises `InputError` naming every key that is not a field."""
+        known = {f.name for f in fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise InputError(f"unknown settings {', '.join(map(repr, unknown))}: allowed are {', '.join(sorted(known))}")
+        return cls(**values)
+
+    @classmethod
+    def from_json(cls, text: str) -> "LookbehindConfig":
+        values = json.loads(text)
+        if not isinstance(values, dict):
+            raise InputError(f"the settings must be one JSON object, not {type(values).__name__}")
+        return cls.from_dict(values)
+
+    def save(self, directory: str | Path) -> Path:
+        """Write `lookbehind_config.json` into an existing directory and return its path."""
+        path = Path(directory) / CONFIG_NAME
+        path.write_text(self.to_json(), encoding="utf-8")
+        return path
+
+    @classmethod
+    def load(cls, directory: str | Path) -> "LookbehindConfig":
+        """Read `lookbehind_config.json` from a directory; `FileNotFoundError` where there is none."""
+        return cls.from_json((Path(directory) / CONFIG_NAME).read_text(encoding="utf-8"))

@@ -1,0 +1,109 @@
+"""One function for all passes of an iteration: the same random draws and the same module buffers in each."""
+
+import random
+from collections.abc import Callable, Iterable
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+class SameFunction:
+    """Runs a closure several times as one and the same function of the weights.
+
+    Dropout masks, NEFTune noise and whatever else draws from Python's, numpy's or torch's global generators are drawn
+    alike in each pass. Buffers that a forward writes (BatchNorm's running statistics, spectral norm's vectors) start
+    each pass with the values that they had before the first. On exit, generators and buffers are as one pass, the
+    first, left them.
+
+    Args:
+        model: the module whose buffers are looked after.
+        devices: the devices in use; their generators are replayed beside the CPU's.
+
+    Example:
+        with SameFunction(model, devices) as same_function:
+            loss = same_function(closure)
+            ...  # move the weights
+            perturbed_loss = same_function(closure)
+    """
+
+    def __init__(self, model: nn.Module, devices: Iterable[torch.device]):
+        self._model = model
+        self._devices = {device for device in devices if device.type not in ("cpu", "meta")}
+        self._after: _State | None = None
+
+    def __enter__(self) -> "SameFunction":
+        self._before = _State(self._random_state(), _copies(self._model))
+        return self
+
+    @torch.enable_grad()
+    def __call__(self, closure: Callable[[], Any]) -> Any:
+        # Under an autocast context that spans passes, low-precision copies of the weights would outlive the weights.
+        torch.clear_autocast_cache()
+        if self._after is not None:
+            self._restore(self._before)
+            return closure()
+        result = closure()
+        # Most buffers are constants: of those that no forward wrote, no copy is kept.
+        written = [buffer for buffer in self._before.buffers if buffer.is_written()]
+        self._before = self._before._replace(buffers=written)
+        self._after = _State(self._random_state(), [_copy(buffer.module, buffer.name) for buffer in written])
+        return result
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._after is not None:
+            self._restore(self._after)
+
+    def _random_state(self) -> tuple[Any, ...]:
+        devices = {device: torch.get_device_module(device).get_rng_state(device) for device in self._devices}
+        return random.getstate(), np.random.get_state(), torch.get_rng_state(), devices
+
+    @torch.no_grad()
+    def _restore(self, state: "_State") -> None:
+        python, numpy, cpu, devices = state.random
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(cpu)
+        for device, device_state in devices.items():
+            torch.get_device_module(device).set_rng_state(device_state, device)
+        for buffer in state.buffers:
+            buffer.restore()
+
+
+class _Buffer(NamedTuple):
+    """A module's buffer, with a copy of its values and the version it had then."""
+
+    module: nn.Module
+    name: str
+    tensor: Tensor | None
+    version: int
+    values: Tensor | None
+
+    def is_written(self) -> bool:
+        current = self.module._buffers.get(self.name)
+        return current is not self.tensor or (current is not None and current._version != self.version)
+
+    def restore(self) -> None:
+        self.module._buffers[self.name] = self.tensor
+        if self.tensor is not None and self.values is not None:
+            self.tensor.copy_(self.values)
+
+
+class _State(NamedTuple):
+    random: tuple[Any, ...]
+    buffers: list[_Buffer]
+
+
+def _copy(module: nn.Module, name: str) -> _Buffer:
+    tensor = module._buffers.get(name)
+    if tensor is None:
+        return _Buffer(module, name, None, 0, None)
+    return _Buffer(module, name, tensor, tensor._version, tensor.clone())
+
+
+def _copies(model: nn.Module) -> list[_Buffer]:
+    return [_copy(module, name) for module in model.modules() for name in module._buffers]
