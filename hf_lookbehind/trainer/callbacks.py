@@ -1,0 +1,22 @@
+"""Callbacks that keep observers of the Trainer on the slow weights."""
+
+from transformers.trainer_jit_checkpoint import JITCheckpointCallback
+
+
+class DeferredJITCheckpointCallback(JITCheckpointCallback):
+    """HF's just-in-time checkpoint (SIGTERM), saved at the end of the step instead of just before the optimizer's.
+
+    There the weights are slow, but the base optimizer's state is k-1 inner steps ahead of them: a run resumed from
+    such a checkpoint would not be the uninterrupted one. The request stays up until `on_step_end` serves it.
+    """
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        pass
+
+    @classmethod
+    def defer(cls, callbacks: list) -> None:
+        """Replace HF's callback, where a list of callbacks holds it; its manager and signal handler stay."""
+        for i, callback in enumerate(callbacks):
+            if type(callback) is JITCheckpointCallback:
+                callbacks[i] = cls()
+                vars(callbacks[i]).update(vars(callback))

@@ -1,0 +1,73 @@
+"""Checkpoints to resume from: the last one that was written to its end."""
+
+import json
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import logging
+
+from ..config import InputError, LookbehindConfig
+
+logger = logging.get_logger(__name__)
+
+# What HF's just-in-time checkpointing leaves in a folder until it is complete.
+_SENTINEL = "checkpoint-is-incomplete.txt"
+
+
+def last_complete_checkpoint(output_dir: str | Path) -> str | None:
+    """The newest complete `checkpoint-N` of a folder; later ones that were cut while being written are named.
+
+    `transformers.trainer_utils.get_last_checkpoint` takes the newest folder, also one that a kill left half-written.
+    """
+    for checkpoint in _newest_first(Path(output_dir)):
+        problem = _what_is_missing(checkpoint)
+        if problem is None:
+            return str(checkpoint)
+        logger.warning(f"{checkpoint} is passed over: {problem}; it was cut while being written")
+    return None
+
+
+def warn_if_config_differs(checkpoint: str | Path, config: LookbehindConfig) -> None:
+    """One warning when a run resumes under other settings than its checkpoint was made with."""
+    try:
+        saved = LookbehindConfig.load(checkpoint)
+    except FileNotFoundError:
+        logger.warning(f"{checkpoint} has no Lookbehind settings: it was trained without Lookbehind")
+        return
+    except (InputError, ValueError) as error:
+        logger.warning(f"the Lookbehind settings of {checkpoint} cannot be read: {error}")
+        return
+    differences = config.differences(saved)
+    if differences:
+        mine, theirs = config.resolved(), saved.resolved()
+        changes = ", ".join(f"{name}: {getattr(theirs, name)!r} -> {getattr(mine, name)!r}" for name in differences)
+        logger.warning(f"resuming {checkpoint} under other Lookbehind settings: {changes}")
+
+
+def _newest_first(output_dir: Path) -> Iterator[Path]:
+    steps = {}
+    for path in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        step = path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
+        if path.is_dir() and step.isdigit():
+            steps[int(step)] = path
+    return (steps[step] for step in sorted(steps, reverse=True))
+
+
+def _what_is_missing(checkpoint: Path) -> str | None:
+    if (checkpoint / _SENTINEL).exists():
+        return f"it still holds {_SENTINEL}"
+    try:
+        # the Trainer writes this file last
+        json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return f"it has no {TRAINER_STATE_NAME}"
+    except ValueError:
+        return f"its {TRAINER_STATE_NAME} is incomplete"
+    # other processes write their random states at their own pace
+    for path in (checkpoint / OPTIMIZER_NAME, checkpoint / SCHEDULER_NAME, *checkpoint.glob("rng_state*.pth")):
+        if path.exists() and not zipfile.is_zipfile(path):
+            return f"its {path.name} is incomplete"
+    return None

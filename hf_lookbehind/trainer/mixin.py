@@ -1,0 +1,213 @@
+"""`LookbehindMixin`: one Lookbehind iteration in the place of one optimizer step of any `Trainer`."""
+
+import contextlib
+import copy
+import functools
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.utils import logging
+
+from ..config import InputError, LookbehindConfig
+from ..optim.lookbehind import Lookbehind, LookbehindStats, unwrap_accelerate
+from .callbacks import DeferredJITCheckpointCallback
+from .checkpoints import last_complete_checkpoint, warn_if_config_differs
+from .support import refuse_unsupported
+
+logger = logging.get_logger(__name__)
+
+MAX_SKIPPED_IN_A_ROW = 10
+
+
+class LookbehindMixin:
+    """Gives a `Trainer` class the Lookbehind iteration: `class MySFT(LookbehindMixin, SFTTrainer)`.
+
+    What the Trainer does per optimizer step stays: one window of micro-batches, one scheduler step, one entry in the
+    logs. Under it, the window is run k+1 times, with HF's own `training_step` as the gradient of each micro-batch, and
+    the optimizer steps k times, each clipped as the Trainer clips. Callbacks, evaluation and checkpoints see the slow
+    weights only, and a checkpoint holds nothing but what the plain Trainer saves, beside `lookbehind_config.json`:
+    resuming is exact.
+
+    Logged beside `loss` (which is that of pass 0), as means since the last log: `sharpness`, the loss at the last
+    ascent point minus `loss`; `alpha`; and, once there are any, `skipped_iterations`, the number of iterations of this
+    `train()` that met a gradient that is not finite. They leave the weights as they were.
+
+    Args:
+        lookbehind_config: the settings. `LookbehindConfig(k=0)` is the plain Trainer through the same code.
+        *args, **kwargs: those of the Trainer.
+
+    Raises:
+        InputError: a `ValueError`: no config, or a setup that is not supported (see `trainer/support.py`).
+
+    Example:
+        trainer = LookbehindTrainer(
+            model=model, args=TrainingArguments("out"), train_dataset=data, lookbehind_config=LookbehindConfig(k=5)
+        )
+        trainer.train()
+    """
+
+    # Attributes in which subclasses count inside `compute_loss` (TRL, sentence-transformers): passes 1..k leave no trace
+    lookbehind_counters = ("_metrics", "_total_train_tokens", "accum_loss_components")
+
+    def __init__(self, *args: Any, lookbehind_config: LookbehindConfig | None = None, **kwargs: Any):
+        if not isinstance(lookbehind_config, LookbehindConfig):
+            raise InputError(
+                f"lookbehind_config={lookbehind_config!r} is not allowed: a LookbehindConfig; LookbehindConfig(k=0) "
+                "is the plain Trainer"
+            )
+        self.lookbehind_config = lookbehind_config
+        self._lookbehind: Lookbehind | None = None
+        self._window: list[tuple[Any, Any, int]] = []
+        self._hooks: list[Any] = []
+        super().__init__(*args, **kwargs)
+        refuse_unsupported(self, LookbehindMixin, lookbehind_config)
+        DeferredJITCheckpointCallback.defer(self.callback_handler.callbacks)
+
+    # ---- the iteration ----
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """Collect the window; run the iteration on its last micro-batch, up to the Trainer's own clip and step.
+
+        Returns the loss of the whole window at the slow weights there, and zero for the micro-batches before.
+        """
+        if self._lookbehind is None:
+            raise RuntimeError("training_step runs inside train(), which prepares the optimizer")
+        # Like the gradients of the plain Trainer, micro-batches that an epoch leaves without a step join the next window.
+        self._window.append((inputs, num_items_in_batch, self.current_gradient_accumulation_steps))
+        if not self.accelerator.gradient_state.sync_gradients:
+            return torch.zeros((), device=self.args.device)
+        window, self._window = self._window, []
+        counters: dict[str, Any] | None = None
+
+        def closure() -> Tensor:
+            nonlocal counters
+            loss = self._window_gradient(model, window)
+            if counters is None:
+                counters = self._copy_counters()
+            return loss
+
+        loss = self._lookbehind.begin(closure, functools.partial(self._inner_descent, model))
+        vars(self).update(counters or {})
+        self._record(self._lookbehind.stats)
+        return loss
+
+    def _window_gradient(self, model: nn.Module, window: list[tuple[Any, Any, int]]) -> Tensor:
+        """One pass: the gradient of all micro-batches, in `.grad`. Returns the sum of their scaled losses."""
+        self._lookbehind.zero_grad()
+        loss = torch.zeros((), device=self.args.device)
+        accumulation_steps = self.current_gradient_accumulation_steps
+        for i, (inputs, num_items_in_batch, window_steps) in enumerate(window):
+            self.current_gradient_accumulation_steps = window_steps
+            with self._synchronisation(model, is_last=i == len(window) - 1):
+                # a shallow copy, because compute_loss may pop labels
+                loss = loss + super().training_step(model, copy.copy(inputs), num_items_in_batch)
+        self.current_gradient_accumulation_steps = accumulation_steps
+        return loss
+
+    @contextlib.contextmanager
+    def _synchronisation(self, model: nn.Module, is_last: bool) -> Iterator[None]:
+        """Reduce gradients over the processes in the backward of the last micro-batch only, as the Trainer does."""
+        state = self.accelerator.gradient_state
+        reduces = is_last or state.plugin_kwargs.get("sync_each_batch", False)
+        state._set_sync_gradients(is_last)
+        try:
+            with contextlib.nullcontext() if reduces else self.accelerator.no_sync(model):
+                yield
+        finally:
+            state._set_sync_gradients(True)
+
+    def _copy_counters(self) -> dict[str, Any]:
+        return {name: copy.deepcopy(vars(self)[name]) for name in self.lookbehind_counters if name in vars(self)}
+
+    def _inner_descent(self, model: nn.Module) -> None:
+        """Descents 1..k-1, as `Trainer._run_epoch` does the last."""
+        if self.args.max_grad_norm > 0:
+            self._clip_grad_norm(model)
+        self.optimizer.step()
+
+    def _record(self, stats: LookbehindStats) -> None:
+        if not stats.skipped:
+            self._skipped_in_a_row = 0
+            # what the processes average is reduced here: one rank may call log() alone
+            sharpness = torch.tensor(stats.sharpness, device=self.args.device)
+            self._sums["sharpness"] += self.accelerator.reduce(sharpness, "mean").item()
+            self._logged_iterations += 1
+            return
+        self._skipped_iterations += 1
+        scaler = self.accelerator.scaler
+        if scaler is None:
+            # The Trainer's coming step becomes a no-op for any optimizer; its scheduler advances, as in plain HF.
+            self.accelerator.gradient_state._set_sync_gradients(False)
+        if scaler is None or scaler.get_scale() <= 1:  # above, the scaler is still searching its scale
+            self._skipped_in_a_row += 1
+        if self._skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+            raise FloatingPointError(
+                f"step {self.state.global_step}: {MAX_SKIPPED_IN_A_ROW} iterations in a row met a gradient that is not "
+                "finite. Lower the learning rate or rho, or look at the data; the weights are those before these steps"
+            )
+
+    # ---- around the training loop ----
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        prepared = super()._prepare_for_training(*args, **kwargs)
+        self._lookbehind = Lookbehind(self.model, self.optimizer, self.lookbehind_config)
+        optimizer = unwrap_accelerate(self.optimizer)
+        self._hooks = [
+            optimizer.register_step_pre_hook(lambda *_: self._lookbehind.enter_fast_weights()),
+            optimizer.register_step_post_hook(lambda *_: self._finish()),
+        ]
+        self._sums = {"sharpness": 0.0, "alpha": 0.0}
+        self._logged_iterations = self._skipped_iterations = self._skipped_in_a_row = 0
+        return prepared
+
+    def _finish(self) -> None:
+        if self._lookbehind.is_pending:
+            self._lookbehind.finish()
+            self._sums["alpha"] += self._lookbehind.stats.alpha
+
+    def _inner_training_loop(self, batch_size: int | None = None, **kwargs: Any) -> Any:
+        """The training loop, after which, however it ends, the weights are slow, and no window or gradient is left."""
+        if kwargs.get("resume_from_checkpoint") is not None and self.is_world_process_zero():
+            warn_if_config_differs(kwargs["resume_from_checkpoint"], self.lookbehind_config)
+        self._window = []
+        try:
+            return super()._inner_training_loop(batch_size, **kwargs)
+        finally:
+            if self._lookbehind is not None:
+                self._lookbehind.abort()
+            for hook in self._hooks:
+                hook.remove()
+            self._window, self._hooks, self._lookbehind = [], [], None
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """`Trainer.train`; `resume_from_checkpoint=True` takes the last checkpoint that was written to its end."""
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
+            if resume_from_checkpoint is None:
+                raise InputError(
+                    f"resume_from_checkpoint=True is not allowed: {self.args.output_dir} holds no complete checkpoint"
+                )
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    # ---- what is logged and saved ----
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if "loss" in logs and self._lookbehind is not None:
+            if self._logged_iterations:
+                logs |= {name: total / self._logged_iterations for name, total in self._sums.items()}
+            if self._skipped_iterations:
+                logs["skipped_iterations"] = self._skipped_iterations
+            self._sums = dict.fromkeys(self._sums, 0.0)
+            self._logged_iterations = 0
+        super().log(logs, *args, **kwargs)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """`Trainer.save_model`, with `lookbehind_config.json` beside the weights and in `args.output_dir`."""
+        if self.args.should_save:
+            for directory in {output_dir or self.args.output_dir, self.args.output_dir}:
+                os.makedirs(directory, exist_ok=True)
+                self.lookbehind_config.save(directory)
+        super().save_model(output_dir, _internal_call=_internal_call)

@@ -1,0 +1,84 @@
+"""What the Trainer offers and Lookbehind cannot serve: refused by name, before any training."""
+
+from collections.abc import Iterator
+
+import torch
+from transformers import Trainer
+from transformers.training_args import OptimizerNames, ParallelMode
+from transformers.utils import is_sagemaker_mp_enabled
+
+from ..config import InputError, LookbehindConfig
+from ..optim.lookbehind import check_optimizer
+from ..optim.perturbation import parameter_names, select_targets
+
+# Their `training_step` only wraps the Trainer's: it can be repeated.
+_REPEATABLE = {("trl", "SFTTrainer"), ("trl", "DPOTrainer"), ("trl", "KTOTrainer"), ("trl", "RewardTrainer")}
+
+_NO_REAL_STEP = {OptimizerNames.LOMO, OptimizerNames.ADALOMO}
+
+
+def refuse_unsupported(trainer: Trainer, mixin: type, config: LookbehindConfig) -> None:
+    """Raise `InputError` for the first thing in a trainer's setup that Lookbehind does not support.
+
+    Args:
+        trainer: as its `__init__` left it.
+        mixin: `LookbehindMixin`; what follows it in the trainer's classes is called once per pass.
+        config: the settings; its `target_parameters` must match a trainable parameter.
+    """
+    for refusal in (*_parallelism(trainer, config), *_optimizer(trainer), *_training_steps(trainer, mixin)):
+        raise InputError(refusal)
+    trainable = [p for p in trainer.model.parameters() if p.requires_grad]
+    select_targets(trainable, parameter_names(trainer.model), config.resolved().target_parameters)
+
+
+def _parallelism(trainer: Trainer, config: LookbehindConfig) -> Iterator[str]:
+    args, accelerator = trainer.args, trainer.accelerator
+    if trainer.is_deepspeed_enabled:
+        yield "DeepSpeed is not supported: its engine steps inside backward. Use DDP (torchrun, accelerate launch)"
+    if accelerator.distributed_type.value == "XLA":
+        yield "XLA devices are not supported. Use CPU or GPU devices with DDP"
+    if is_sagemaker_mp_enabled():
+        yield "SageMaker model parallelism is not supported. Use DDP"
+    if trainer.is_fsdp_enabled or trainer.is_fsdp_xla_enabled or trainer.is_distributed_loading_by_transformers:
+        yield "sharded parameters (FSDP, DistributedConfig) are not supported. Use DDP (torchrun, accelerate launch)"
+    parallelism = getattr(accelerator, "parallelism_config", None)
+    if parallelism is not None and parallelism.non_data_parallel_size > 1:
+        yield "tensor, context and sequence parallelism are not supported. Use DDP (torchrun, accelerate launch)"
+    if args.n_gpu > 1 and args.parallel_mode == ParallelMode.NOT_DISTRIBUTED:
+        yield (
+            f"nn.DataParallel over {args.n_gpu} GPUs is not supported. Start with torchrun or accelerate launch, or "
+            "set CUDA_VISIBLE_DEVICES to one GPU"
+        )
+    if args.ddp_static_graph and args.gradient_accumulation_steps > 1:
+        yield "ddp_static_graph=True is not supported with gradient_accumulation_steps > 1. Leave it out"
+    if args.world_size > 1 and not config.sync_ascent:
+        yield "sync_ascent=False is not supported with several processes yet. Use sync_ascent=True"
+
+
+def _optimizer(trainer: Trainer) -> Iterator[str]:
+    name = OptimizerNames(trainer.args.optim)
+    given = trainer.optimizer
+    if given is None and trainer.optimizer_cls_and_kwargs is not None:
+        given = trainer.optimizer_cls_and_kwargs[0]
+    if given is None and (name in _NO_REAL_STEP or name.value.endswith("layerwise")):
+        yield f"optim={name.value!r} is not supported: it has no step to drive. Use one that has, such as adamw_torch"
+    schedule_free = name.value if given is None else getattr(given, "__name__", type(given).__name__)
+    if "schedulefree" in schedule_free.lower().replace("_", ""):
+        yield (
+            f"the optimizer {schedule_free} is not supported: schedule-free keeps weights of its own that the slow "
+            "weights would not move. Use adamw_torch with a learning-rate schedule"
+        )
+    if isinstance(given, torch.optim.Optimizer):
+        check_optimizer(given)
+
+
+def _training_steps(trainer: Trainer, mixin: type) -> Iterator[str]:
+    classes = type(trainer).__mro__
+    for cls in classes[classes.index(mixin) + 1 :]:
+        if cls is Trainer or "training_step" not in vars(cls) or vars(cls).get("lookbehind_repeatable", False):
+            continue
+        if (cls.__module__.partition(".")[0], cls.__name__) not in _REPEATABLE:
+            yield (
+                f"{cls.__name__}.training_step is not supported: it would run k+1 times per step, with whatever it "
+                f"counts or draws. If it may be repeated, set {cls.__name__}.lookbehind_repeatable = True"
+            )
