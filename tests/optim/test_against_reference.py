@@ -1,0 +1,73 @@
+"""The fast path and the plain reference give one trajectory."""
+
+import pytest
+import torch
+
+from hf_lookbehind.config import LookbehindConfig
+from hf_lookbehind.optim import Lookbehind
+from tests.models import MODELS, OPTIMIZERS, closure_of, groups, max_difference
+from tests.reference import Reference
+
+ITERATIONS = 20
+RHO = {"sam": 0.02, "asam": 0.03}
+
+
+def run_both(make_model, make_optimizer, iterations=ITERATIONS, clip=None, **settings):
+    """Two equal models, one moved by each implementation; after every iteration they must agree."""
+    model, loss_fn = make_model()
+    expected, expected_loss_fn = make_model()
+    optimizer = make_optimizer(groups(model))
+    lookbehind = Lookbehind(model, optimizer, LookbehindConfig(**settings))
+    reference = Reference(expected, make_optimizer(groups(expected)), clip=clip, **settings)
+
+    def descend():
+        if clip is not None:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+        optimizer.step()
+
+    start = {name: p.clone() for name, p in model.named_parameters()}
+    for _ in range(iterations):
+        lookbehind.step(closure_of(model, loss_fn), descend)
+        reference.step(closure_of(expected, expected_loss_fn))
+        assert max_difference(model, expected) <= 1e-12
+        stats = lookbehind.stats
+        assert [stats.loss] == pytest.approx(reference.losses[:1], rel=1e-6)
+        assert stats.grad_norms == pytest.approx(reference.grad_norms, rel=1e-9)
+        assert stats.sharpness == pytest.approx(reference.losses[-1] - reference.losses[0], abs=1e-6)
+    assert max_difference(model, start) > 1e-4  # it did move
+    return lookbehind, reference
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("k", [1, 2, 3, 5])
+@pytest.mark.parametrize("alpha", [0.3, 0.8, 1.0, "adaptive", "adaptive-global"])
+@pytest.mark.parametrize("ascent", RHO)
+def test_lookbehind_equals_reference(ascent, alpha, k, optimizer, model):
+    run_both(MODELS[model], OPTIMIZERS[optimizer], k=k, rho=RHO[ascent], alpha=alpha, ascent=ascent)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("k", [0, 1, 3])
+@pytest.mark.parametrize("ascent", RHO)
+def test_multistep_equals_reference(ascent, k, optimizer):
+    settings = dict(k=k, rho=RHO[ascent], ascent=ascent, descent="last", alpha=1.0)
+    run_both(MODELS["mlp"], OPTIMIZERS[optimizer], **settings)
+
+
+@pytest.mark.parametrize("ascent", RHO)
+def test_descent_is_clipped_and_ascent_is_not(ascent):
+    run_both(MODELS["mlp"], OPTIMIZERS["sgd"], clip=0.1, k=3, rho=RHO[ascent], alpha=0.5, ascent=ascent)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5])
+def test_eta(eta):
+    run_both(MODELS["mlp"], OPTIMIZERS["sgd"], k=2, rho=0.05, alpha=0.5, ascent="asam", eta=eta)
+
+
+def test_tensors_larger_than_a_chunk(monkeypatch):
+    """ASAM's transient and the swap work on chunks: with tiny ones every boundary is crossed."""
+    from hf_lookbehind.optim import perturbation
+
+    monkeypatch.setattr(perturbation.chunks, "__defaults__", (10,))
+    run_both(MODELS["mlp"], OPTIMIZERS["adamw"], k=3, rho=0.05, alpha="adaptive", ascent="asam")
