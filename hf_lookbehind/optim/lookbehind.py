@@ -122,7 +122,7 @@ class Lookbehind:
         loss = self.begin(closure, descend)
         with self._intact_on_error():
             if self.stats.skipped:
-                # `descend` still runs, for the sake of a gradient scaler, which must see the overflow.
+                # a gradient scaler, if `descend` drives one, must see the overflow
                 with _without_step(self.optimizer):
                     descend()
             else:
@@ -292,8 +292,8 @@ def unwrap_accelerate(optimizer: Optimizer) -> Optimizer:
 def check_optimizer(optimizer: Optimizer) -> None:
     """Raise `InputError` for an optimizer that cannot serve as the base optimizer."""
     base = unwrap_accelerate(optimizer)
-    if not hasattr(base, "param_groups") or not callable(getattr(base, "step", None)):
-        raise InputError(f"optimizer={type(base).__name__} is not allowed: a torch.optim.Optimizer")
+    if not isinstance(base, Optimizer):
+        raise InputError(f"optimizer={base!r} is not allowed: a torch.optim.Optimizer")
     if isinstance(base, torch.optim.LBFGS):
         raise InputError("optimizer=LBFGS is not allowed: an optimizer whose step needs no closure")
     if hasattr(base, "first_step"):
@@ -303,18 +303,24 @@ def check_optimizer(optimizer: Optimizer) -> None:
         )
 
 
+class _StepPrevented(Exception):
+    """Raised in the place of an optimizer's step on a gradient that is not finite."""
+
+
 @contextmanager
 def _without_step(optimizer: Optimizer) -> Iterator[None]:
-    base = unwrap_accelerate(optimizer)
-    own = vars(base).get("step")  # a learning-rate scheduler wraps `step` on the instance
-    base.step = lambda *args, **kwargs: None
+    """Run a `descend` up to the optimizer's step, which does not happen. A scaler that saw the overflow goes on."""
+
+    def prevent(*_: Any) -> None:
+        raise _StepPrevented
+
+    hook = unwrap_accelerate(optimizer).register_step_pre_hook(prevent)
     try:
         yield
+    except _StepPrevented:
+        pass
     finally:
-        if own is None:
-            del base.step
-        else:
-            base.step = own
+        hook.remove()
 
 
 def _with_gradient(parameters: list[Tensor]) -> list[Tensor]:

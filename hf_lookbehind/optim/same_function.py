@@ -47,7 +47,7 @@ class SameFunction:
             return closure()
         result = closure()
         # Most buffers are constants: of those that no forward wrote, no copy is kept.
-        written = [buffer for buffer in self._before.buffers if buffer.is_written()]
+        written = _written(self._before.buffers)
         self._before = self._before._replace(buffers=written)
         self._after = _State(self._random_state(), [_copy(buffer.module, buffer.name) for buffer in written])
         return result
@@ -75,17 +75,12 @@ class SameFunction:
 
 
 class _Buffer(NamedTuple):
-    """A module's buffer, with a copy of its values and the version it had then."""
+    """A module's buffer, with a copy of its values."""
 
     module: nn.Module
     name: str
     tensor: Tensor | None
-    version: int
     values: Tensor | None
-
-    def is_written(self) -> bool:
-        current = self.module._buffers.get(self.name)
-        return current is not self.tensor or (current is not None and current._version != self.version)
 
     def restore(self) -> None:
         self.module._buffers[self.name] = self.tensor
@@ -100,10 +95,25 @@ class _State(NamedTuple):
 
 def _copy(module: nn.Module, name: str) -> _Buffer:
     tensor = module._buffers.get(name)
-    if tensor is None:
-        return _Buffer(module, name, None, 0, None)
-    return _Buffer(module, name, tensor, tensor._version, tensor.clone())
+    return _Buffer(module, name, tensor, None if tensor is None else tensor.clone())
 
 
 def _copies(model: nn.Module) -> list[_Buffer]:
     return [_copy(module, name) for module in model.modules() for name in module._buffers]
+
+
+def _written(buffers: list[_Buffer]) -> list[_Buffer]:
+    """Those that were written or replaced since they were copied.
+
+    Values are compared, because BatchNorm's kernels write running statistics without raising the tensor's version.
+    """
+    is_replaced = [buffer.module._buffers.get(buffer.name) is not buffer.tensor for buffer in buffers]
+    compared = [b for b, replaced in zip(buffers, is_replaced, strict=True) if not replaced and b.tensor is not None]
+    differ = [(_bytes(b.tensor) != _bytes(b.values)).any() for b in compared]
+    flags = torch.stack([d.to(differ[0].device) for d in differ]).tolist() if differ else []
+    written = [b for b, replaced in zip(buffers, is_replaced, strict=True) if replaced]
+    return written + [b for b, flag in zip(compared, flags, strict=True) if flag]
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.reshape(-1).view(torch.uint8)

@@ -1,0 +1,128 @@
+"""All passes of an iteration see one function; generators and buffers are left as one pass leaves them."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from hf_lookbehind import Lookbehind, LookbehindConfig
+from tests.models import closure_of, max_difference
+
+X, Y = torch.randn(16, 5, generator=torch.Generator().manual_seed(0)), torch.arange(16) % 3
+
+
+def network(*layers):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 8), *layers, nn.Linear(8, 3))
+
+
+def step(model, k, rho=0.05, extra=None):
+    lookbehind = Lookbehind(model, torch.optim.SGD(model.parameters(), lr=0.1), LookbehindConfig(k=k, rho=rho))
+    inner = closure_of(model, lambda: nn.functional.cross_entropy(model(X), Y))
+
+    def closure():
+        if extra is not None:
+            extra()
+        return inner()
+
+    lookbehind.step(closure)
+    return lookbehind
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_random_draws_are_the_same_in_every_pass_and_left_as_by_one(k):
+    draws, model = [], network()
+
+    def draw():
+        draws.append((random.random(), np.random.rand(), torch.rand(()).item()))
+
+    for seed in (random.seed, np.random.seed, torch.manual_seed):
+        seed(1)
+    draw()
+    after_one = random.random(), np.random.rand(), torch.rand(()).item()
+    expected = draws.pop()
+    for seed in (random.seed, np.random.seed, torch.manual_seed):
+        seed(1)
+    step(model, k, extra=draw)
+    assert draws == [expected] * (k + 1)
+    assert (random.random(), np.random.rand(), torch.rand(()).item()) == after_one
+
+
+def test_dropout_masks_are_replayed():
+    model, masks = network(nn.Dropout(0.5)), []
+    model[1].register_forward_hook(lambda module, args, output: masks.append(output == 0))
+    step(model, k=3)
+    assert len(masks) == 4 and all(mask.equal(masks[0]) for mask in masks) and masks[0].any()
+    step(model, k=3)
+    assert not masks[4].equal(masks[0])
+
+
+@pytest.mark.parametrize(
+    "layer", [lambda: nn.BatchNorm1d(8), lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(8, 8))]
+)
+def test_buffers_move_in_the_first_pass_only(layer):
+    once, model = network(layer()), network(layer())
+    step(once, k=0)
+    seen = []
+    model.register_forward_pre_hook(lambda *_: seen.append([b.clone() for b in model.buffers()]))
+    start = [b.clone() for b in model.buffers()]
+    step(model, k=3)
+    assert len(seen) == 4
+    for buffers in seen:  # also where a pass starts from: the function of spectral norm depends on it
+        assert all(a.equal(b) for a, b in zip(buffers, start, strict=True))
+    for a, b, c in zip(model.buffers(), once.buffers(), start, strict=True):
+        assert a.equal(b) and not a.equal(c)
+
+
+def test_buffers_that_a_forward_replaces_are_put_back():
+    class Counter(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("count", torch.zeros(()))
+            self.register_buffer("empty", None)
+
+        def forward(self, x):
+            self.count = self.count + 1
+            return x + self.count
+
+    model = network(Counter())
+    step(model, k=3)
+    assert model[1].count.item() == 1
+
+
+def test_buffers_after_an_exception_are_those_of_one_pass():
+    model, passes = network(nn.BatchNorm1d(8)), []
+    once = network(nn.BatchNorm1d(8))
+    step(once, k=0)
+
+    def fail_in_third():
+        passes.append(1)
+        if len(passes) == 3:
+            raise RuntimeError("boom")
+
+    with pytest.raises(RuntimeError, match="boom"):
+        step(model, k=5, extra=fail_in_third)
+    assert all(a.equal(b) for a, b in zip(model.buffers(), once.buffers(), strict=True))
+
+
+def test_an_autocast_context_around_the_iteration_keeps_no_stale_weights():
+    inside, outside = network(), network()
+
+    def run(model, context_around):
+        lookbehind = Lookbehind(model, torch.optim.SGD(model.parameters(), lr=0.1), LookbehindConfig(k=3, rho=0.5))
+
+        def closure():
+            model.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = nn.functional.cross_entropy(model(X).float(), Y)
+            loss.backward()
+            return loss
+
+        with torch.autocast("cpu", torch.bfloat16, enabled=context_around):
+            lookbehind.step(closure)
+        return lookbehind.stats
+
+    assert run(inside, False).ascent_losses == run(outside, True).ascent_losses
+    assert max_difference(inside, outside) == 0.0
