@@ -37,7 +37,7 @@ def mlp():
 def vit_config(**overrides):
     settings = dict(
         image_size=4, patch_size=2, num_channels=1, hidden_size=8, num_hidden_layers=2, num_attention_heads=2,
-        intermediate_size=16, num_labels=4, attn_implementation="sdpa", qkv_bias=False,
+        intermediate_size=16, num_labels=4, attn_implementation="sdpa", qkv_bias=False, initializer_range=0.2,
     )  # fmt: skip
     return ViTConfig(**(settings | overrides))
 

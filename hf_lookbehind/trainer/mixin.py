@@ -14,7 +14,7 @@ from transformers.utils import logging
 from ..config import InputError, LookbehindConfig
 from ..optim.lookbehind import Lookbehind, LookbehindStats, unwrap_accelerate
 from .callbacks import DeferredJITCheckpointCallback
-from .checkpoints import last_complete_checkpoint, warn_if_config_differs
+from .checkpoints import last_complete_checkpoint, load_renamed_weights, warn_if_config_differs
 from .support import refuse_unsupported
 
 logger = logging.get_logger(__name__)
@@ -191,6 +191,14 @@ class LookbehindMixin:
                     f"resume_from_checkpoint=True is not allowed: {self.args.output_dir} holds no complete checkpoint"
                 )
         return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if model is not None or not load_renamed_weights(self.model, resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if not load_renamed_weights(self.model, self.state.best_model_checkpoint):
+            super()._load_best_model()
 
     # ---- what is logged and saved ----
 

@@ -1,0 +1,236 @@
+"""Killed at any moment and resumed, a run ends with the weights of the uninterrupted one, bit for bit."""
+
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from hf_lookbehind import InputError
+from hf_lookbehind.trainer.checkpoints import last_complete_checkpoint
+from tests.models import max_difference, weights_of
+from tests.training import images, make_model, make_trainer, train
+
+CONFIG = dict(k=3, alpha="adaptive", rho=0.05)
+# 7 micro-batches an epoch, windows of 2: checkpoints within epochs, at their ends, and in the second epoch
+RUN = dict(max_steps=10, gradient_accumulation_steps=2, save_strategy="steps", save_steps=2, save_total_limit=2)
+FORWARDS_PER_STEP = 2 * 4
+
+# Children start from a server that has imported everything once.
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload(["tests.training"])
+
+
+def kill():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def trainer_that_is_killed(output_dir, moment, at):
+    """Killed in its `at`-th forward, or while the checkpoint of step `at` writes the file that `moment` names."""
+    model = make_model()
+    trainer = make_trainer(output_dir, CONFIG, model=model, **RUN)
+    if moment == "forward":
+        calls = []
+        model.register_forward_pre_hook(lambda *_: calls.append(1) or (kill() if len(calls) == at else None))
+        return trainer
+    torch_save, save_state = torch.save, type(trainer.state).save_to_json
+
+    def cut(path, content):
+        if os.path.basename(path) == moment and trainer.state.global_step == at:
+            with open(path, "wb") as file:
+                file.write(content[: len(content) // 2])
+            kill()
+
+    def save(value, path, *args, **kwargs):
+        torch_save(value, path, *args, **kwargs)
+        cut(path, open(path, "rb").read())
+
+    def save_to_json(state, path):
+        save_state(state, path)
+        cut(path, open(path, "rb").read())
+
+    torch.save, type(trainer.state).save_to_json = save, save_to_json
+    if moment == "model.safetensors":
+        saved = model.save_pretrained
+
+        def save_pretrained(path, **kwargs):
+            saved(path, **kwargs)
+            file = os.path.join(path, moment)
+            cut(file, open(file, "rb").read())
+
+        model.save_pretrained = save_pretrained
+    return trainer
+
+
+def killed_run(output_dir, moment, at):
+    torch.set_num_threads(1)
+    trainer_that_is_killed(output_dir, moment, at).train()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    return weights_of(train(tmp_path_factory.mktemp("uninterrupted"), CONFIG, **RUN).model)
+
+
+@pytest.mark.parametrize(
+    ("moment", "at", "resumes_at"),
+    [
+        ("forward", 3, None),  # before the first checkpoint
+        *[("forward", 4 * FORWARDS_PER_STEP + 1 + j, 4) for j in range(0, FORWARDS_PER_STEP, 3)],
+        ("forward", 9 * FORWARDS_PER_STEP - 1, 8),
+        ("model.safetensors", 4, 2),
+        ("training_args.bin", 6, 4),
+        ("optimizer.pt", 4, 2),
+        ("scheduler.pt", 6, 4),
+        ("rng_state.pth", 8, 6),
+        ("trainer_state.json", 8, 6),
+    ],
+)
+def test_killed_and_resumed_equals_uninterrupted(tmp_path, uninterrupted, moment, at, resumes_at):
+    child = processes.Process(target=killed_run, args=(tmp_path, moment, at))
+    child.start()
+    child.join(timeout=120)
+    assert child.exitcode == -signal.SIGKILL
+    resumed = make_trainer(tmp_path, CONFIG, **RUN)
+    if resumes_at is None:
+        assert last_complete_checkpoint(tmp_path) is None
+        with pytest.raises(InputError, match="no complete checkpoint"):
+            resumed.train(resume_from_checkpoint=True)
+        return
+    assert last_complete_checkpoint(tmp_path) == str(tmp_path / f"checkpoint-{resumes_at}")
+    resumed.train(resume_from_checkpoint=True)
+    assert max_difference(resumed.model, uninterrupted) == 0.0
+
+
+def test_a_cut_checkpoint_is_named(tmp_path, monkeypatch):
+    train(tmp_path, CONFIG, **RUN)
+    (tmp_path / "checkpoint-10" / "trainer_state.json").unlink()
+    (tmp_path / "checkpoint-none").mkdir()
+    said = []
+    monkeypatch.setattr("hf_lookbehind.trainer.checkpoints.logger.warning", said.append)
+    assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-8")
+    assert len(said) == 1 and "checkpoint-10 is passed over: it has no trainer_state.json" in said[0]
+    (tmp_path / "checkpoint-8" / "checkpoint-is-incomplete.txt").touch()
+    assert last_complete_checkpoint(tmp_path) is None
+
+
+@pytest.mark.parametrize("first", [dict(k=2), None], ids=["other settings", "plain trainer"])
+def test_resuming_under_another_config_warns_and_names_the_fields(tmp_path, monkeypatch, first):
+    train(tmp_path, first, max_steps=2, save_strategy="steps", save_steps=2)
+    said = []
+    monkeypatch.setattr("hf_lookbehind.trainer.checkpoints.logger.warning", said.append)
+    make_trainer(tmp_path, dict(k=3, alpha=0.5, rho=0.1), max_steps=4).train(str(tmp_path / "checkpoint-2"))
+    (message,) = said
+    if first:
+        assert "k: 2 -> 3, rho: 0.02 -> 0.1" in message and "alpha" not in message
+    else:
+        assert "without Lookbehind" in message
+    # the same settings, said differently, are no difference
+    said.clear()
+    make_trainer(tmp_path, dict(k=3, alpha=0.5, rho=0.1), max_steps=4, save_strategy="steps", save_steps=3).train()
+    same = dict(k=3, alpha=0.5, rho=0.1, eta=0.01)
+    make_trainer(tmp_path, same, max_steps=5).train(str(tmp_path / "checkpoint-3"))
+    assert said == []
+
+
+# ---- SIGTERM ----
+
+
+class Terminate(TrainerCallback):
+    """Asks for a just-in-time checkpoint while an iteration is under way, as a signal between two passes does."""
+
+    def __init__(self, step, event):
+        setattr(self, event, lambda args, state, control, **kwargs: self.request(state, step))
+
+    def request(self, state, step):
+        if state.global_step == step:
+            self.manager.is_checkpoint_requested = True
+
+
+def jit_trainer(output_dir, callbacks, **options):
+    run = RUN | dict(save_strategy="no", enable_jit_checkpoint=True) | options
+    trainer = make_trainer(output_dir, CONFIG, trainer_kwargs=dict(callbacks=callbacks), **run)
+    (callback,) = [c for c in trainer.callback_handler.callbacks if hasattr(c, "jit_manager")]
+    for c in callbacks:
+        c.manager = callback.jit_manager
+    return trainer
+
+
+@pytest.mark.parametrize("event", ["on_substep_end", "on_pre_optimizer_step", "on_optimizer_step"])
+def test_just_in_time_checkpoint_holds_slow_weights_and_resumes_exactly(tmp_path, uninterrupted, event):
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        jit_trainer(tmp_path, [Terminate(5, event)]).train()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-6"]
+    saved = type(make_model()).from_pretrained(tmp_path / "checkpoint-6")
+    stopped = train(tmp_path / "stopped", CONFIG, trainer_kwargs=dict(callbacks=[StopAt(6)]), **RUN).model
+    assert max_difference(saved, stopped) == 0.0
+    resumed = make_trainer(tmp_path, CONFIG, **RUN)
+    resumed.train(resume_from_checkpoint=True)
+    assert max_difference(resumed.model, uninterrupted) == 0.0
+
+
+class StopAt(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step == self.step
+
+
+class Slow(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        Path(args.output_dir, "started").touch()
+        time.sleep(0.05)
+
+
+def run_until_terminated(output_dir):
+    torch.set_num_threads(1)
+    jit_trainer(output_dir, [Slow()], max_steps=1000, lr_scheduler_type="constant").train()
+
+
+def test_a_real_sigterm_saves_slow_weights(tmp_path):
+    child = processes.Process(target=run_until_terminated, args=(tmp_path,))
+    child.start()
+    deadline = time.time() + 120
+    while not (tmp_path / "started").exists() and child.is_alive() and time.time() < deadline:
+        time.sleep(0.1)
+    os.kill(child.pid, signal.SIGTERM)
+    child.join(timeout=60)
+    assert child.exitcode == 0
+    (checkpoint,) = tmp_path.glob("checkpoint-*")
+    assert last_complete_checkpoint(tmp_path) == str(checkpoint)
+    steps = int(checkpoint.name.removeprefix("checkpoint-"))
+    run = RUN | dict(save_strategy="no", max_steps=steps, lr_scheduler_type="constant")
+    saved = type(make_model()).from_pretrained(checkpoint)
+    assert max_difference(saved, train(tmp_path / "again", CONFIG, **run).model) == 0.0
+
+
+def test_best_model_is_loaded_whatever_its_weights_are_called(tmp_path):
+    """ViT's files name weights otherwise than its modules do, and the Trainer would keep the weights that it has."""
+    seen = {}
+
+    class Watch(TrainerCallback):
+        def on_save(self, args, state, control, model, **kwargs):
+            seen[state.global_step] = weights_of(model)
+
+    trainer = train(
+        tmp_path, CONFIG, max_steps=4, save_strategy="steps", save_steps=1, eval_strategy="steps", eval_steps=1,
+        load_best_model_at_end=True, metric_for_best_model="score", greater_is_better=True,
+        trainer_kwargs=dict(
+            eval_dataset=images(), callbacks=[Watch()], compute_metrics=iter_scores([1.0, 5.0, 2.0, 3.0])
+        ),
+    )  # fmt: skip
+    assert trainer.state.best_global_step == 2
+    assert max_difference(trainer.model, seen[2]) == 0.0 and max_difference(seen[2], seen[4]) > 0
+
+
+def iter_scores(scores):
+    scores = iter(scores)
+    return lambda _: {"score": next(scores)}

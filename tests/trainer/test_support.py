@@ -1,0 +1,137 @@
+"""What is refused is refused by name, at construction."""
+
+from types import SimpleNamespace
+
+import pytest
+import pytorch_optimizer
+import torch
+from transformers import Trainer
+from transformers.training_args import ParallelMode
+
+from hf_lookbehind import InputError, LookbehindConfig, LookbehindMixin, LookbehindTrainer
+from hf_lookbehind.trainer import support
+from tests.training import arguments, images, make_model, make_trainer, train
+
+
+@pytest.mark.parametrize("config", [None, {"k": 2}, 3])
+def test_config_is_required(tmp_path, config):
+    with pytest.raises(InputError, match="lookbehind_config=.*LookbehindConfig"):
+        LookbehindTrainer(model=make_model(), args=arguments(tmp_path), lookbehind_config=config)
+    with pytest.raises(InputError, match="lookbehind_config=None"):
+        type("Mixed", (LookbehindMixin, Trainer), {})(model=make_model(), args=arguments(tmp_path))
+
+
+@pytest.mark.parametrize("pattern", ["nothing-like-this", r"embeddings\.cls"])
+def test_target_parameters_must_match_a_trainable_parameter(tmp_path, pattern):
+    model = make_model()
+    model.vit.embeddings.requires_grad_(False)
+    with pytest.raises(InputError, match="target_parameters.*matches no trainable parameter"):
+        make_trainer(tmp_path, dict(target_parameters=pattern), model=model)
+
+
+class Logic(Trainer):
+    def training_step(self, *args, **kwargs):
+        self.step_counter = getattr(self, "step_counter", 0) + 1
+        return super().training_step(*args, **kwargs)
+
+
+def test_a_training_step_under_the_mixin_is_refused_unless_marked(tmp_path):
+    with pytest.raises(InputError, match=r"Logic\.training_step is not supported.*lookbehind_repeatable"):
+        make_trainer(tmp_path, dict(k=2), cls=type("Mixed", (LookbehindMixin, Logic), {}))
+    marked = type("Marked", (Logic,), {"training_step": Logic.training_step, "lookbehind_repeatable": True})
+    with pytest.raises(InputError, match=r"Logic\.training_step"):  # the mark speaks for its own class only
+        make_trainer(tmp_path, dict(k=2), cls=type("Mixed", (LookbehindMixin, marked), {}))
+    alone = type("Alone", (Trainer,), {"training_step": lambda self, *a: Trainer.training_step(self, *a)})
+    alone.lookbehind_repeatable = True
+    train(tmp_path, dict(k=2), cls=type("Mixed", (LookbehindMixin, alone), {}), max_steps=2)
+
+
+def test_a_training_step_above_the_mixin_runs_once_per_micro_batch(tmp_path):
+    above = type("Above", (Logic, LookbehindTrainer), {})
+    trainer = train(tmp_path, dict(k=4), cls=above, max_steps=2, gradient_accumulation_steps=3)
+    assert trainer.step_counter == 6
+
+
+def test_trls_trivial_overrides_are_allowed_and_its_others_are_not():
+    def classes(name):
+        override = type(name, (Trainer,), {"training_step": Logic.training_step, "__module__": "trl.trainer.any"})
+        return type("Mixed", (LookbehindMixin, override), {})
+
+    def refusals(name):
+        return list(support._training_steps(object.__new__(classes(name)), LookbehindMixin))
+
+    assert refusals("SFTTrainer") == []
+    assert "GRPOTrainer.training_step" in refusals("GRPOTrainer")[0]
+
+
+@pytest.mark.parametrize("optim", ["lomo", "adalomo", "galore_adamw_layerwise", "apollo_adamw_layerwise"])
+def test_optimizers_without_a_step_are_refused(tmp_path, optim):
+    with pytest.raises(InputError, match=f"optim='{optim}'.*adamw_torch"):
+        make_trainer(tmp_path, dict(k=2), optim=optim)
+
+
+def test_schedule_free_is_refused(tmp_path):
+    with pytest.raises(InputError, match="schedule_free_adamw.*not supported"):
+        make_trainer(tmp_path, dict(k=2), optim="schedule_free_adamw")
+    model = make_model()
+    given = pytorch_optimizer.ScheduleFreeAdamW(model.parameters())
+    with pytest.raises(InputError, match="ScheduleFreeAdamW.*not supported"):
+        make_trainer(tmp_path, dict(k=2), model=model, trainer_kwargs=dict(optimizers=(given, None)))
+    with pytest.raises(InputError, match="ScheduleFreeAdamW.*not supported"):
+        kwargs = dict(optimizer_cls_and_kwargs=(pytorch_optimizer.ScheduleFreeAdamW, {}))
+        make_trainer(tmp_path, dict(k=2), trainer_kwargs=kwargs)
+
+
+def test_a_sam_wrapper_as_optimizer_is_refused(tmp_path):
+    model = make_model()
+    given = pytorch_optimizer.SAM(model.parameters(), torch.optim.SGD, lr=0.1)
+    with pytest.raises(InputError, match="optimizer=SAM.*LookbehindConfig"):
+        make_trainer(tmp_path, dict(k=2), model=model, trainer_kwargs=dict(optimizers=(given, None)))
+
+
+def fake_trainer(**changes):
+    """What `_parallelism` reads of a trainer, on one plain process; devices that are not here can only be faked."""
+    settings = dict(
+        is_deepspeed_enabled=False, is_fsdp_enabled=False, is_fsdp_xla_enabled=False,
+        is_distributed_loading_by_transformers=False, distributed_type="NO", non_data_parallel_size=1, n_gpu=0,
+        ddp_static_graph=None, gradient_accumulation_steps=1, world_size=1,
+    ) | changes  # fmt: skip
+    args = SimpleNamespace(
+        n_gpu=settings["n_gpu"], parallel_mode=ParallelMode.NOT_DISTRIBUTED, world_size=settings["world_size"],
+        ddp_static_graph=settings["ddp_static_graph"],
+        gradient_accumulation_steps=settings["gradient_accumulation_steps"],
+    )  # fmt: skip
+    accelerator = SimpleNamespace(
+        distributed_type=SimpleNamespace(value=settings["distributed_type"]),
+        parallelism_config=SimpleNamespace(non_data_parallel_size=settings["non_data_parallel_size"]),
+    )
+    return SimpleNamespace(args=args, accelerator=accelerator, **settings)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        (dict(is_deepspeed_enabled=True), "DeepSpeed.*Use DDP"),
+        (dict(distributed_type="XLA"), "XLA.*Use"),
+        (dict(is_fsdp_enabled=True), "FSDP.*Use DDP"),
+        (dict(is_distributed_loading_by_transformers=True), "DistributedConfig.*Use DDP"),
+        (dict(non_data_parallel_size=2), "tensor, context and sequence parallelism.*Use DDP"),
+        (dict(n_gpu=2), "nn.DataParallel over 2 GPUs.*torchrun"),
+        (dict(ddp_static_graph=True, gradient_accumulation_steps=2), "ddp_static_graph.*Leave it out"),
+        (dict(world_size=2), "sync_ascent=False.*Use sync_ascent=True"),
+    ],
+    ids=str,
+)
+def test_parallelism_that_is_not_supported_is_refused(changes, named):
+    import re
+
+    config = LookbehindConfig(sync_ascent=False)
+    assert list(support._parallelism(fake_trainer(), config)) == []
+    (refusal,) = support._parallelism(fake_trainer(**changes), config)
+    assert re.search(named, refusal)
+
+
+def test_training_step_outside_train_says_so(tmp_path):
+    trainer = make_trainer(tmp_path, dict(k=1))
+    with pytest.raises(RuntimeError, match="inside train"):
+        trainer.training_step(trainer.model, images(1)[0])
