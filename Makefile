@@ -1,0 +1,47 @@
+# Everything runs in .venv, which `make venv` creates; the system's Python is only asked to make it.
+.DEFAULT_GOAL := help
+.PHONY: help venv demo demo-settings test test-all quality style clean
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+SOURCES := hf_lookbehind scripts tests
+# One thread per process: processes that share cores and thread pools slow each other down many times over.
+PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+
+venv: $(STAMP)  ## create .venv with the tested versions (again only when they changed)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.x")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[peft,dev]'
+	@touch $@
+
+demo: $(STAMP)  ## fine-tune a vision transformer with five methods and compare them: runs/demo/
+	$(BIN)/python scripts/demo.py
+
+demo-settings: $(STAMP)  ## choose the demo's learning rates and radii again, on its validation split
+	$(BIN)/python scripts/demo.py --choose_settings
+
+test: $(STAMP)  ## run the tests
+	$(PYTEST) -m "not slow"
+
+test-all: $(STAMP)  ## run the tests, those marked slow too
+	$(PYTEST)
+
+quality: $(STAMP)  ## lint, formatting and types
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/pyright
+
+style: $(STAMP)  ## mend lint and formatting where that can be done automatically
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+clean:  ## remove everything that these targets made
+	rm -rf $(VENV) build runs/demo runs/demo-settings *.egg-info .pytest_cache .ruff_cache
+	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
