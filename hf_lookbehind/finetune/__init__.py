@@ -1,0 +1,1 @@
+"""What the programs of `scripts/` share: flags, data, metrics, exit codes."""

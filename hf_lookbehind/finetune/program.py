@@ -1,0 +1,125 @@
+"""Running a program: exit codes, one line per bad input, `run_status.json`."""
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..config import InputError
+
+DONE = 0
+FAILED = 1
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+STATUS_NAME = "run_status.json"
+
+
+def is_main_process() -> bool:
+    """Rank 0, by the launcher's environment: known before any process group is."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+def one_line(message: Any) -> str:
+    """A message of several lines as one. A data loader's worker sends a traceback: its last line is the message."""
+    text = str(message).strip()
+    if text.startswith("Caught ") and "\n" in text:
+        text = text.splitlines()[-1].partition(": ")[2]
+    return " ".join(text.split())
+
+
+class RunStatus:
+    """What became of a run, for whoever finds its folder: a launcher turns every exit code but 0 into 1.
+
+    `output_dir` is set as soon as it is known to be usable; `start` is called when every input that can be checked
+    has been, right before the first file is written.
+    """
+
+    def __init__(self) -> None:
+        self.output_dir: Path | None = None
+        self.started = False
+
+    def start(self) -> None:
+        self.started = True
+        if is_main_process():
+            self._write("running", None, "")
+
+    def done(self) -> None:
+        if is_main_process():
+            self._write("done", DONE, "")
+
+    def fail(self, status: str, exit_code: int, message: str) -> None:
+        """Record a failure. Any process may be the one that fails; the first one's reason is the one that counts."""
+        if is_main_process() if not self.started else self._read() == "running":
+            self._write(status, exit_code, message)
+
+    def _read(self) -> str | None:
+        if self.output_dir is None:
+            return None
+        path = self.output_dir / STATUS_NAME
+        return json.loads(path.read_text(encoding="utf-8"))["status"] if path.is_file() else None
+
+    def _write(self, status: str, exit_code: int | None, message: str) -> None:
+        if self.output_dir is None:
+            return
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        # renamed into place: a reader never sees half a file
+        unfinished = self.output_dir / f".{STATUS_NAME}.{os.getpid()}"
+        content = {"status": status, "exit_code": exit_code, "message": message}
+        unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        unfinished.replace(self.output_dir / STATUS_NAME)
+
+
+@contextmanager
+def no_empty_folder(path: Path) -> Iterator[None]:
+    """Where the block fails, remove the folders that it has made on the way to `path` and left empty."""
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        yield
+    except BaseException:
+        for folder in made:
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+        raise
+
+
+def _resume_hint(output_dir: Path | None) -> str:
+    if output_dir is not None and any(output_dir.glob("checkpoint-*")):
+        return "continue from the last checkpoint with --resume_from_checkpoint last"
+    return "no checkpoint was saved"
+
+
+def run_program(work: Callable[[RunStatus], Any]) -> int:
+    """Run `work(status)` and return the program's exit code.
+
+    0: done. 2: bad input, one line on stderr; nothing written unless `status.start()` had been called. 130:
+    interrupted by the user. 1: anything else, with its traceback.
+    """
+    status = RunStatus()
+    try:
+        work(status)
+    except InputError as error:
+        message = one_line(error)
+        if status.started:
+            status.fail("bad input", BAD_INPUT, message)
+        # before the start all processes find the same; later the one that failed is the one that knows
+        if status.started or is_main_process():
+            sys.stderr.write(f"error: {message}\n")
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        message = f"interrupted: {_resume_hint(status.output_dir)}"
+        status.fail("interrupted", INTERRUPTED, message)
+        if is_main_process():
+            sys.stderr.write(message + "\n")
+        return INTERRUPTED
+    except Exception as error:
+        # the top of the program: recorded, shown in full, and turned into an exit code
+        status.fail("failed", FAILED, one_line(f"{type(error).__name__}: {error}"))
+        traceback.print_exc()
+        return FAILED
+    status.done()
+    return DONE

@@ -1,0 +1,1 @@
+"""The programs of hf_lookbehind: `hf-lookbehind <program> --flag value ...`."""

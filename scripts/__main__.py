@@ -1,0 +1,33 @@
+"""The console command: `hf-lookbehind x ...` is `python -m hf_lookbehind.scripts.run_x ...`."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+PROGRAMS = {
+    "image-classification": "fine-tune an image classifier with Lookbehind",
+}
+
+
+def usage() -> str:
+    width = max(map(len, PROGRAMS))
+    programs = "\n".join(f"  {name:{width}}  {what}" for name, what in PROGRAMS.items())
+    return f"usage: hf-lookbehind PROGRAM --flag value ...\n\nprograms:\n{programs}\n\nhf-lookbehind PROGRAM --help"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv and argv[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    if not argv or argv[0] not in PROGRAMS:
+        given = f"unknown program {argv[0]!r}" if argv else "no program given"
+        print(f"error: {given}: allowed are {', '.join(PROGRAMS)}", file=sys.stderr)
+        return 2
+    # imported here, so that a wrong name does not wait for the libraries
+    module = importlib.import_module(f"hf_lookbehind.scripts.run_{argv[0].replace('-', '_')}")
+    return module.main(argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,300 @@
+"""Fine-tune an image classifier with Lookbehind-SAM, Lookbehind-ASAM, SAM, ASAM or the plain optimizer (--k 0).
+
+A small vision transformer from scratch, on the digits that come with the program:
+
+    hf-lookbehind image-classification --dataset_name digits --train_split "train[:1000]" \\
+        --output_dir runs/digits --augmentation none \\
+        --per_device_train_batch_size 32 --learning_rate 1e-3 --num_train_epochs 15
+
+Fine-tune it on other digits, rotated and partly mislabelled, with Lookbehind-ASAM:
+
+    hf-lookbehind image-classification --model_name_or_path runs/digits --dataset_name digits \\
+        --train_split "train[1000:1256]" --test_split "train[1256:]" --corruption rotation --label_noise 0.2 \\
+        --k 5 --ascent asam --rho 0.1 --augmentation none --output_dir runs/rotated \\
+        --per_device_train_batch_size 32 --learning_rate 1e-3 --num_train_epochs 15
+
+A pretrained model on image folders (<class>/<image>), the best model kept:
+
+    hf-lookbehind image-classification --model_name_or_path google/vit-base-patch16-224-in21k \\
+        --train_dir data/train --validation_dir data/validation --k 2 --rho 0.02 --eval_strategy epoch \\
+        --save_strategy epoch --load_best_model_at_end --output_dir runs/folders
+
+Flags may stand in a file, and those after it override: ... image-classification settings.yaml --k 5
+"""
+
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    EarlyStoppingCallback,
+    PreTrainedConfig,
+    ViTConfig,
+    ViTImageProcessorPil,
+    set_seed,
+)
+
+from hf_lookbehind import InputError, LookbehindTrainer
+from hf_lookbehind.finetune import data, images, metrics, models
+from hf_lookbehind.finetune.arguments import Arguments, DataArguments, FlagParser, ModelArguments, resume_from
+from hf_lookbehind.finetune.program import RunStatus, is_main_process, no_empty_folder, one_line, run_program
+from hf_lookbehind.report import format_table
+
+TASK = "ForImageClassification"
+IMAGE_COLUMNS = ("image", "img")
+LABEL_COLUMNS = ("label", "labels", "fine_label")
+# A new model's images are not larger, unless --config_overrides says so.
+LARGEST_NEW_IMAGE = 32
+
+
+@dataclass
+class ImageDataArguments(DataArguments):
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "Id of a dataset on the Hub, a local folder of one, or 'digits' (built in)."}
+    )
+    train_dir: str | None = field(default=None, metadata={"help": "Folder of training images, <class>/<image>."})
+    validation_dir: str | None = field(default=None, metadata={"help": "Folder of validation images, alike."})
+    image_column_name: str | None = field(
+        default=None, metadata={"help": f"Column of the images. Default: {' or '.join(IMAGE_COLUMNS)}."}
+    )
+    label_column_name: str | None = field(
+        default=None, metadata={"help": f"Column of the labels. Default: {', '.join(LABEL_COLUMNS)}."}
+    )
+    corruption: str = field(
+        default="none",
+        metadata={"help": "How all images, of every split, are spoilt.", "choices": images.CORRUPTIONS},
+    )
+    corruption_strength: float = field(
+        default=0.25, metadata={"help": "Standard deviation of --corruption noise; pixels range from 0 to 1."}
+    )
+    label_noise: float = field(
+        default=0.0, metadata={"help": "Fraction of the training labels replaced by another class, drawn at random."}
+    )
+    corruption_seed: int = field(default=0, metadata={"help": "Seed of --corruption and --label_noise."})
+    augmentation: str = field(
+        default="crop",
+        metadata={
+            "help": "Of training images: zero-padded random crops, horizontal flips.",
+            "choices": images.AUGMENTATIONS,
+        },
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.dataset_name is None) == (self.train_dir is None):
+            raise InputError("one of --dataset_name and --train_dir is needed, and only one")
+        if self.validation_dir is not None and self.train_dir is None:
+            raise InputError("--validation_dir needs --train_dir")
+        if not 0 <= self.label_noise <= 1:
+            raise InputError(f"--label_noise {self.label_noise} is not allowed: a fraction in [0, 1]")
+        for name in ("corruption_strength", "corruption_seed"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise InputError(f"--{name} {value} is not allowed: a finite number, 0 or more")
+
+    def check_files(self) -> None:
+        super().check_files()
+        for name in ("train_dir", "validation_dir"):
+            folder = getattr(self, name)
+            if folder is not None and not Path(folder).expanduser().is_dir():
+                raise InputError(f"--{name} {folder!r}: there is no such folder")
+
+
+@dataclass
+class ImageModelArguments(ModelArguments):
+    image_processor_name: str | None = field(
+        default=None, metadata={"help": "Id or folder of another image processor than the model's."}
+    )
+
+
+@dataclass
+class Results:
+    """A finished run: what its folder holds, at hand.
+
+    Attributes:
+        metrics: those of `all_results.json`; `train_gradient_passes` counts (k+1) per optimizer step.
+        trainer: with the final model (the best one with `--load_best_model_at_end`).
+        datasets: "train" and, where there are such, "validation" and "test"; preprocessed.
+    """
+
+    metrics: dict[str, Any]
+    trainer: LookbehindTrainer
+    datasets: dict[str, images.ImageDataset]
+
+
+def make_parser() -> FlagParser:
+    return FlagParser(data=ImageDataArguments, model=ImageModelArguments, description=__doc__)
+
+
+def load_images(args: Arguments) -> dict[str, Dataset]:
+    """The splits of the dataset, or the image folders as splits."""
+    if args.data.train_dir is None:
+        # the first process fills the cache, the others read it
+        with args.training.main_process_first(desc="loading the dataset"):
+            return data.load_splits(
+                args.data, built_in={"digits": images.digits}, cache_dir=args.model.cache_dir, token=args.model.token
+            )
+    folders = {"train": args.data.train_dir, "validation": args.data.validation_dir}
+    return {
+        split: images.image_folder(folder, f"{split}_dir") for split, folder in folders.items() if folder is not None
+    }
+
+
+def new_config(args: Arguments, image_size: int) -> ViTConfig:
+    """A small vision transformer for images of this size, in 4x4 patches."""
+    config = ViTConfig(
+        hidden_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=128,
+        # about 1/sqrt(hidden_size): with the 0.02 of large models so small a one hardly starts to learn
+        initializer_range=0.1,
+        image_size=min(image_size, LARGEST_NEW_IMAGE),
+    )
+    overridden = models.override(config, args.model.config_overrides)
+    if "patch_size" not in overridden:
+        config.patch_size = max(1, config.image_size // 4)
+    return config
+
+
+def load_processor(args: Arguments, config: PreTrainedConfig, image_size: int) -> Any:
+    """The model's image processor; a new model gets one that scales to its image size and to [-1, 1]."""
+    for flag in ("image_processor_name", "model_name_or_path"):
+        name = getattr(args.model, flag)
+        if name is not None:
+            with models.blamed_on(flag, name):
+                return AutoImageProcessor.from_pretrained(name, **models.hub_options(args.model))
+    size = getattr(config, "image_size", image_size)
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    mean_and_std = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    return ViTImageProcessorPil(size={"height": height, "width": width}, do_convert_rgb=True, **mean_and_std)
+
+
+def prepare(args: Arguments) -> tuple[Any, Any, dict[str, images.ImageDataset]]:
+    """Model, image processor and datasets. What is wrong with any of them is found here, before a file is written."""
+    training = args.training
+    splits = load_images(args)
+    some = next(iter(splits.values()))
+    image_column = data.find_column(some, args.data.image_column_name, IMAGE_COLUMNS, "image_column_name")
+    label_column = data.find_column(some, args.data.label_column_name, LABEL_COLUMNS, "label_column_name")
+    seed = training.seed if training.data_seed is None else training.data_seed
+    parts = data.choose_parts(args.data, splits, label_column, seed=seed, test=training.do_predict)
+    if training.eval_strategy != "no" and "validation" not in parts:
+        raise InputError(f"--eval_strategy {training.eval_strategy.value} needs validation data: --train_val_split 0")
+    names = data.class_names(parts["train"], label_column)
+
+    image_parts = {split: images.undecoded(part, image_column) for split, part in parts.items()}
+    image_size = images.first_image_size(image_parts["train"], image_column)
+    config = models.load_config(args.model) or new_config(args, image_size)
+    if getattr(config, "num_channels", 3) != 3:
+        raise InputError(f"num_channels={config.num_channels} is not supported: images have 3 channels, RGB")
+    classes, new_head = models.choose_classes(config, names, TASK, args.model)
+    labels = {split: data.encode_labels(part, label_column, classes) for split, part in parts.items()}
+    data.check_classes(labels["train"], classes, parts["train"])
+    labels["train"] = data.with_label_noise(
+        labels["train"], [classes.index(name) for name in names], args.data.label_noise, args.data.corruption_seed
+    )
+
+    processor = load_processor(args, config, image_size)
+    corruption = images.Corruption(args.data.corruption, args.data.corruption_strength, args.data.corruption_seed)
+    datasets = {
+        split: images.ImageDataset(part, image_column, labels[split], processor, corruption)
+        for split, part in image_parts.items()
+    }
+    datasets["train"].augment(args.data.augmentation, seed)
+    images.preload_within(list(datasets.values()))
+    set_seed(training.seed)
+    model = models.build_model(AutoModelForImageClassification, args.model, config, classes, new_head=new_head)
+    return model, processor, datasets
+
+
+def make_trainer(args: Arguments, model: Any, processor: Any, datasets: dict[str, images.ImageDataset]) -> Any:
+    training = args.training
+    training.remove_unused_columns = False
+    compute_metrics, keys = metrics.compute_metrics_for(training.metric)
+    metrics.check_best_metric(training.metric_for_best_model, keys)
+    callbacks: list[Any] = [images.EpochCallback(datasets["train"])]
+    if training.early_stopping_patience is not None:
+        threshold = training.early_stopping_threshold or 0.0
+        callbacks.append(EarlyStoppingCallback(training.early_stopping_patience, threshold))
+    try:
+        # the Trainer makes its folder before everything that it refuses is refused
+        with no_empty_folder(Path(training.output_dir)):
+            return LookbehindTrainer(
+                model=model,
+                args=training,
+                lookbehind_config=args.lookbehind,
+                train_dataset=datasets["train"],
+                eval_dataset=datasets.get("validation"),
+                data_collator=images.ImageCollator(model.dtype),
+                processing_class=processor,
+                compute_metrics=compute_metrics,
+                preprocess_logits_for_metrics=metrics.predicted_classes,
+                callbacks=callbacks,
+            )
+    except ValueError as error:
+        raise InputError(one_line(error)) from error
+
+
+def train(argv: Sequence[str] | None = None, status: RunStatus | None = None) -> Results:
+    """Train, evaluate and save as the flags say.
+
+    Args:
+        argv: the flags; default: those of the command line.
+        status: told what happens, for `run_status.json`.
+
+    Raises:
+        InputError: the input cannot be used; nothing has been written, but for an image that is read only in training.
+    """
+    args = make_parser().parse(argv)
+    status = status or RunStatus()
+    status.output_dir = Path(args.training.output_dir)
+    model, processor, datasets = prepare(args)
+    trainer = make_trainer(args, model, processor, datasets)
+    status.start()
+
+    outcome = trainer.train(resume_from_checkpoint=resume_from(args.training.resume_from_checkpoint))
+    trainer.save_model()
+    passes = (args.lookbehind.k + 1) * trainer.state.global_step
+    results = {**outcome.metrics, "train_samples": len(datasets["train"]), "train_gradient_passes": passes}
+    trainer.save_metrics("train", results)
+    trainer.save_state()
+    if "validation" in datasets:
+        found = trainer.evaluate() | {"eval_samples": len(datasets["validation"])}
+        trainer.save_metrics("eval", found)
+        results |= found
+    if "test" in datasets:
+        found = trainer.predict(datasets["test"]).metrics | {"test_samples": len(datasets["test"])}
+        trainer.save_metrics("test", found)
+        results |= found
+    return Results(results, trainer, datasets)
+
+
+def show(results: Results) -> None:
+    """The table at the end."""
+    rows = [
+        {"metric": name, "value": f"{value:.4g}" if isinstance(value, float) else str(value)}
+        for name, value in results.metrics.items()
+    ]
+    print(f"\n{format_table(rows)}\n\nsaved in {results.trainer.args.output_dir}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The program: `train`, a table, and an exit code (see `run_program`)."""
+
+    def work(status: RunStatus) -> None:
+        results = train(argv, status)
+        if is_main_process():
+            show(results)
+
+    return run_program(work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,196 @@
+"""Flags: what is refused and how, settings from files, help."""
+
+import json
+from dataclasses import fields
+
+import pytest
+
+from hf_lookbehind.config import InputError, LookbehindConfig
+from hf_lookbehind.finetune.arguments import FlagParser, resume_from
+
+
+@pytest.fixture(scope="module")
+def parser():
+    return FlagParser(description="Examples:\n    program --k 2")
+
+
+@pytest.fixture
+def parse(parser, tmp_path):
+    def parse(*argv):
+        return parser.parse([*argv, "--output_dir", str(tmp_path / "out")])
+
+    return parse
+
+
+@pytest.mark.parametrize(
+    "flags, expected",
+    [
+        ([], LookbehindConfig()),
+        (["--k", "5", "--rho", "0.1"], LookbehindConfig(k=5, rho=0.1)),
+        (["--rho=1e-3", "--alpha", "0.5"], LookbehindConfig(rho=1e-3, alpha=0.5)),
+        (["--alpha", "adaptive-global", "--ascent", "asam"], LookbehindConfig(alpha="adaptive-global", ascent="asam")),
+        (["--target_parameters", "weight", "^vit"], LookbehindConfig(target_parameters=["weight", "^vit"])),
+        (["--no_sync_ascent"], LookbehindConfig(sync_ascent=False)),
+        (["--sync-ascent", "false"], LookbehindConfig(sync_ascent=False)),
+        (["--k", "3", "--descent", "last", "--alpha", "1"], LookbehindConfig(k=3, descent="last", alpha=1)),
+    ],
+)
+def test_lookbehind_flags_make_the_config(parse, flags, expected):
+    assert parse(*flags).lookbehind == expected
+
+
+@pytest.mark.parametrize("name", [f.name for f in fields(LookbehindConfig)])
+def test_every_field_of_the_config_has_a_flag_and_its_help(parser, name):
+    action = parser._option_string_actions[f"--{name}"]
+    field = next(f for f in fields(LookbehindConfig) if f.name == name)
+    assert action.help == field.metadata["help"] and action.default == field.default
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--k", "-1"], "--k=-1 is not allowed"),
+        (["--k", "1.5"], "--k=1.5 is not allowed"),
+        (["--k", "two"], "--k='two' is not allowed"),
+        (["--rho", "-1e-3"], "--rho=-0.001 is not allowed"),
+        (["--rho", "-inf"], "--rho=-inf is not allowed"),
+        (["--rho", "auto"], "--rho='auto' is not allowed"),
+        (["--alpha", "foo"], "--alpha='foo' is not allowed"),
+        (["--ascent", "up"], "--ascent='up' is not allowed"),
+        (["--sync_ascent", "perhaps"], "--sync_ascent"),
+        (["--descent", "last", "--alpha", "adaptive"], "--alpha='adaptive' is not allowed"),
+        (["--k"], "--k: expected one argument"),
+        (["--seed", "x"], "--seed: invalid int value: 'x'"),
+        (["--optim", "fastest"], "--optim: invalid choice: 'fastest' (choose from 'adamw_torch'"),
+        (["--dtype", "float8"], "--dtype: invalid choice: 'float8'"),
+        (["--lerning_rate", "1"], "unknown flag --lerning_rate: did you mean --learning_rate?"),
+        (["--lerning-rate", "1"], "unknown flag --lerning-rate: did you mean --learning_rate?"),
+        (["--learn", "1"], "unknown flag --learn: did you mean --learning_rate?"),
+        (["-k", "1"], "unknown flag -k"),
+        (["--trust_remote_code"], "unknown flag --trust_remote_code"),
+        (["stray"], "unexpected argument 'stray'"),
+        (["--push_to_hub"], "--push_to_hub is reserved"),
+        (["--hub_token", "x"], "--hub_token is reserved"),
+        (["--learning_rate", "nan"], "--learning_rate nan is not allowed"),
+        (["--per_device_train_batch_size", "0"], "--per_device_train_batch_size 0 is not allowed: 1 or more"),
+        (["--num_train_epochs", "-1"], "--num_train_epochs -1.0 is not allowed: more than 0"),
+        (["--warmup_steps", "-1"], "warmup_steps"),
+        (["--lr_scheduler_kwargs", "{x"], "--lr_scheduler_kwargs '{x' is not JSON"),
+        (["--load_best_model_at_end"], "requires the save and eval strategy to match"),
+        (["--early_stopping_patience", "1"], "--early_stopping_patience needs --load_best_model_at_end"),
+        (["--early_stopping_threshold", "1"], "--early_stopping_threshold needs --early_stopping_patience"),
+        (["--train_val_split", "1"], "--train_val_split 1.0 is not allowed"),
+        (["--max_train_samples", "0"], "--max_train_samples 0 is not allowed"),
+        (["--model_name_or_path", "/nowhere"], "--model_name_or_path '/nowhere': there is no such model folder"),
+        (["--config_name", "/nowhere"], "--config_name '/nowhere': there is no such model folder"),
+        (["--dataset_name", "./nowhere"], "--dataset_name './nowhere': there is no such folder"),
+        (["--model_name_or_path", "x", "--config_overrides", "a=1"], "--config_overrides is for a new model"),
+        (["--resume_from_checkpoint", "last"], "holds no checkpoint"),
+        (["--resume_from_checkpoint", "/nowhere"], "--resume_from_checkpoint '/nowhere' is no checkpoint"),
+    ],
+)
+def test_bad_flags_are_refused_by_name_and_nothing_is_written(parse, tmp_path, flags, message):
+    with pytest.raises(InputError) as refused:
+        parse(*flags)
+    assert message in str(refused.value) and "\n" not in str(refused.value)
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_value_of_an_unknown_flag_is_not_repeated(parse):
+    with pytest.raises(InputError) as refused:
+        parse("--tokn=hf_secret")
+    assert "hf_secret" not in str(refused.value)
+
+
+def test_lookbehinds_flags_are_checked_before_files(parse):
+    with pytest.raises(InputError, match="--k"):
+        parse("--model_name_or_path", "/nowhere", "--k", "-1")
+
+
+@pytest.mark.parametrize(
+    "where, message",
+    [("file", "is a file"), ("file/below", "is a file"), ("/proc/nowhere/out", "is not writable")],
+)
+def test_an_output_dir_that_cannot_be_made_is_refused(parser, tmp_path, where, message):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=message):
+        parser.parse(["--output_dir", str(tmp_path / where)])
+
+
+def test_an_output_dir_with_checkpoints_is_refused_unless_training_continues(parser, tmp_path):
+    checkpoint = tmp_path / "checkpoint-3"
+    checkpoint.mkdir()
+    with pytest.raises(InputError, match="already holds checkpoint-3.*--resume_from_checkpoint last"):
+        parser.parse(["--output_dir", str(tmp_path)])
+    parser.parse(["--output_dir", str(tmp_path), "--resume_from_checkpoint", "last"])
+    (checkpoint / "trainer_state.json").write_text("{}")
+    parser.parse(["--output_dir", str(tmp_path), "--resume_from_checkpoint", str(checkpoint)])
+
+
+@pytest.mark.parametrize(
+    "given, resumed",
+    [(None, None), ("false", None), ("last", True), ("True", True), ("out/checkpoint-3", "out/checkpoint-3")],
+)
+def test_resume_from(given, resumed):
+    assert resume_from(given) == resumed
+
+
+SETTINGS = {
+    "k": 5,
+    "rho": "1e-2",
+    "learning_rate": 0.01,
+    "target_parameters": ["weight", "bias"],
+    "lr_scheduler_kwargs": {"num_cycles": 2},
+    "sync_ascent": True,
+    "data_seed": None,
+}
+
+
+@pytest.mark.parametrize("suffix", [".yaml", ".json"])
+def test_settings_come_from_a_file_and_flags_override(parse, tmp_path, suffix):
+    path = tmp_path / f"settings{suffix}"
+    path.write_text(json.dumps(SETTINGS))  # JSON is YAML
+    arguments = parse(str(path), "--k", "3")
+    assert arguments.lookbehind == LookbehindConfig(k=3, rho=0.01, target_parameters=["weight", "bias"])
+    assert arguments.training.learning_rate == 0.01
+    assert arguments.training.lr_scheduler_kwargs == {"num_cycles": 2}
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("k: 2\nrhoo: 1\n", "unknown settings: 'rhoo': did you mean rho?"),
+        ("- k\n", "must hold settings as 'name: value', not a list"),
+        ("k: [2\n", "cannot be read"),
+        ("k: -2\n", "--k=-2 is not allowed"),
+    ],
+)
+def test_bad_files_of_settings_are_refused(parse, tmp_path, text, message):
+    path = tmp_path / "settings.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError) as refused:
+        parse(str(path))
+    assert message in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_missing_file_of_settings_is_named(parse):
+    with pytest.raises(InputError, match="nowhere.yaml: there is no such file"):
+        parse("nowhere.yaml")
+
+
+def test_help_is_grouped_and_starts_with_the_examples(parser):
+    text = parser.format_help()
+    heads = [text.index(head) for head in ("    program --k 2", "\nData:", "\nModel:", "\nLookbehind:", "\nTraining")]
+    assert heads == sorted(heads)
+    assert "--learning_rate" in text and "--learning-rate" not in text and "--hub_token" not in text
+
+
+def test_the_best_model_is_chosen_by_the_metric(parse):
+    best = ["--load_best_model_at_end", "--eval_strategy", "epoch", "--save_strategy", "epoch"]
+    assert parse(*best).training.metric_for_best_model == "accuracy"
+    assert parse(*best, "--metric_for_best_model", "loss").training.metric_for_best_model == "loss"
+
+
+def test_the_token_is_not_shown(parse):
+    arguments = parse("--token", "hf_secret")
+    assert arguments.model.token == "hf_secret" and "hf_secret" not in repr(arguments)

@@ -1,0 +1,134 @@
+"""The demo, with trainings of one step: everything is written, and a second run overwrites it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+from hf_lookbehind import InputError
+from hf_lookbehind.scripts import demo
+
+METHODS = [method.name for method in demo.METHODS]
+
+
+def run_demo(*flags: object) -> subprocess.CompletedProcess:
+    """As a user would, by path: the demo silences libraries for its whole process."""
+    command = [sys.executable, demo.__file__, *map(str, flags)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=600)
+
+
+@pytest.fixture(scope="module")
+def trial(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
+    folder = tmp_path_factory.mktemp("demo")
+    (folder / "notes.txt").write_text("the user's own")
+    (folder / "adamw").mkdir()
+    (folder / "adamw" / "left-over.txt").write_text("of an earlier run")
+    return folder, run_demo("--output_dir", folder, "--max_steps", 1, "--seeds", 0, 1, "--draws", 1)
+
+
+def test_demo_ends_well_and_says_nothing_on_stderr(trial):
+    _, process = trial
+    assert process.returncode == 0, process.stderr
+    assert process.stderr == ""
+
+
+def test_demo_prints_a_line_per_run_and_a_row_per_method(trial):
+    _, process = trial
+    assert len([line for line in process.stdout.splitlines() if line.startswith("[")]) == 1 + 2 * len(METHODS)
+    for method in demo.METHODS:
+        assert f"| {method.label} " in process.stdout
+
+
+def test_demo_folder_holds_this_run_only_and_keeps_the_users_files(trial):
+    folder, _ = trial
+    expected = {"pretrained", "results.json", "noise.png", "notes.txt", *METHODS}
+    assert {path.name for path in folder.iterdir()} == expected
+    assert not (folder / "adamw" / "left-over.txt").exists()
+
+
+def test_results_hold_every_run_with_its_settings_and_passes(trial):
+    folder, _ = trial
+    runs = json.loads((folder / "results.json").read_text())["runs"]
+    assert [(run["method"], run["seed"]) for run in runs] == [(name, seed) for seed in (0, 1) for name in METHODS]
+    assert [run["gradient_passes"] for run in runs[: len(METHODS)]] == [1, 2, 2, 6, 6]
+    recipe = yaml.safe_load(demo.RECIPE.read_text())
+    for run in runs:
+        assert recipe[run["method"]].items() <= run.items()
+        assert [record["sigma"] for record in run["weight_noise"]] == list(demo.SIGMAS)
+        assert 0 <= run["test_accuracy"] <= 1
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_models_are_ready_to_load(trial, name):
+    folder, _ = trial
+    model = AutoModelForImageClassification.from_pretrained(folder / name)
+    assert model.config.num_labels == 10
+    pixels = AutoImageProcessor.from_pretrained(folder / name)(Image.new("L", (8, 8)), return_tensors="pt")
+    assert model(**pixels).logits.shape == (1, 10)
+
+
+def test_training_validation_and_test_images_are_disjoint():
+    rows = {
+        split: set(range(1797)[slice(*(int(n) if n else None for n in split[6:-1].split(":")))])
+        for split in ("train[:1000]", demo.TRAIN_SPLIT, demo.VALIDATION_SPLIT, demo.TEST_SPLIT)
+    }
+    assert sum(map(len, rows.values())) == len(set.union(*rows.values())) == 1797
+
+
+def test_tuning_seeds_are_never_reported():
+    assert not set(demo.SEEDS) & set(demo.TUNING_SEEDS)
+
+
+def test_recipe_lies_on_the_grids():
+    recipe = demo.read_recipe(demo.RECIPE)
+    for method in demo.METHODS:
+        assert set(recipe[method.name]) == set(method.grid)
+        assert all(recipe[method.name][name] in values for name, values in method.grid.items())
+
+
+def test_methods_named_as_having_one_budget_have_it():
+    passes = {method.name: method.epochs * (method.flags["k"] + 1) for method in demo.METHODS}
+    assert passes["sam-x3"] == passes["lookbehind-sam"] == passes["lookbehind-asam"] == 6
+
+
+def test_settings_are_searched_written_and_read_again(tmp_path, monkeypatch):
+    found = {method.name: {name: values[1] for name, values in method.grid.items()} for method in demo.METHODS}
+    asked = []
+
+    def fine_tune(self, method, settings, seed, output, **flags):
+        asked.append((method.name, seed))
+        return {"eval_accuracy": float(settings == found[method.name])}
+
+    monkeypatch.setattr(demo.Demo, "pretrain", lambda self: {"eval_accuracy": 1.0})
+    monkeypatch.setattr(demo.Demo, "fine_tune", fine_tune)
+    demo.write_recipe(demo.choose_settings(demo.Demo(tmp_path), [7, 8]), tmp_path / "recipe.yaml")
+    assert demo.read_recipe(tmp_path / "recipe.yaml") == found
+    assert {seed for _, seed in asked} == {7, 8}
+    assert json.loads((tmp_path / "search.json").read_text())["tables"].keys() == found.keys()
+
+
+def test_recipe_without_a_setting_is_bad_input(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("adamw: {learning_rate: 0.001}\n")
+    with pytest.raises(InputError, match="no learning_rate for sam"):
+        demo.read_recipe(tmp_path / "recipe.yaml")
+
+
+def test_failing_run_fails_the_demo(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo.run_image_classification, "main", lambda argv: print("the reason") or 1)
+    with pytest.raises(RuntimeError, match="(?s)exit code 1.*the reason"):
+        demo.Demo(tmp_path).pretrain()
+
+
+def test_verdicts_follow_from_the_numbers():
+    def verdict(mean: float, error: float | None) -> str:
+        [line] = demo.findings([{"method": "A", "minus": "B", "sigma": 0.3, "mean": mean, "standard_error": error}])
+        return line
+
+    assert verdict(3.0, 1.0) == "A against B: better at noise 0.3"
+    assert verdict(-3.0, 1.0) == "A against B: worse at noise 0.3"
+    assert verdict(1.9, 1.0) == verdict(-1.9, 1.0) == verdict(9.0, None) == "A against B: a tie at noise 0.3"
