@@ -10,14 +10,20 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_TRAINER_NAMES = ("LookbehindMixin", "LookbehindSeq2SeqTrainer", "LookbehindTrainer")
-
-__all__ = ["InputError", "Lookbehind", "LookbehindConfig", "LookbehindStats", *_TRAINER_NAMES]
+__all__ = [
+    "InputError",
+    "Lookbehind",
+    "LookbehindConfig",
+    "LookbehindMixin",
+    "LookbehindSeq2SeqTrainer",
+    "LookbehindStats",
+    "LookbehindTrainer",
+]
 
 
 def __getattr__(name: str):
     # transformers takes seconds to import; a plain PyTorch loop, or a wrong flag on the command line, need not wait
-    if name in _TRAINER_NAMES:
+    if name in __all__:
         from . import trainer
 
         return getattr(trainer, name)

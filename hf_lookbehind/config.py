@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 CONFIG_NAME = "lookbehind_config.json"
 
@@ -28,7 +28,7 @@ def _refuse(name: str, value: Any, allowed: str) -> None:
     raise InputError(f"{name}={value!r} is not allowed: {allowed}")
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -71,8 +71,8 @@ class LookbehindConfig:
     alpha: float | str | None = field(
         default=None,
         metadata={
-            "help": "Fraction in (0, 1] that the slow weights move towards the fast ones, or 'adaptive' (one per tensor) "
-            "or 'adaptive-global'. Default: 1/k (1 for --descent last)."
+            "help": "Fraction in (0, 1] that the slow weights move towards the fast ones, or 'adaptive' (one per "
+            "tensor) or 'adaptive-global'. Default: 1/k (1 for --descent last)."
         },
     )
     ascent: str = field(default="sam", metadata={"help": "Perturbation: 'sam' or 'asam' (scaled by the weights)."})
@@ -195,7 +195,7 @@ class LookbehindConfig:
         known = {f.name for f in fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:
-            raise InputError(f"unknown settings {', '.join(map(repr, unknown))}: allowed are {', '.join(sorted(known))}")
+            raise InputError(f"unknown settings {', '.join(map(repr, unknown))}: allowed: {', '.join(sorted(known))}")
         return cls(**values)
 
     @classmethod

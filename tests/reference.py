@@ -1,4 +1,4 @@
-"""The algorithm once more, as the paper and the authors' script write it: slow, plain, 2k gradients, no shared code."""
+"""The algorithm once more, as the paper and the authors' script write it: plain, 2k gradients, no shared code."""
 
 import copy
 

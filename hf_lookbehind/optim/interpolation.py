@@ -1,6 +1,6 @@
 """The step of the slow weights: phi <- phi + alpha (phi_k - phi), with a static or an adaptive alpha."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -18,7 +18,11 @@ def interpolate_(fast: Sequence[Tensor], slow: Sequence[Tensor], alpha: float) -
 
 
 def interpolate_adaptively_(
-    fast: Sequence[Tensor], slow: Sequence[Tensor], first: Sequence[Tensor], per_tensor: bool
+    fast: Sequence[Tensor],
+    slow: Sequence[Tensor],
+    first: Sequence[Tensor],
+    per_tensor: bool,
+    sum_over_shards: Callable[[Tensor], Tensor] = lambda sums: sums,
 ) -> float:
     """Interpolate with alpha = (cos(phi_1 - phi, phi_k - phi) + 1) / 2 (Mordido et al., section 3.2).
 
@@ -27,6 +31,7 @@ def interpolate_adaptively_(
         slow: phi; left as it is.
         first: phi_1, the weights after the first descent; overwritten.
         per_tensor: one alpha for each tensor ("adaptive"), or one from all of them together ("adaptive-global").
+        sum_over_shards: turns sums over the local parts of n tensors, shape (3, n), into sums over the whole ones.
 
     Returns:
         The mean alpha over the tensors that moved (1.0 if none did).
@@ -35,12 +40,13 @@ def interpolate_adaptively_(
     torch._foreach_sub_(fast, slow)
     torch._foreach_sub_(first, slow)
     dots = torch.stack([_dot(a, b) for a, b in zip(first, fast, strict=True)])
-    first_norms, last_norms = tensor_norms(first), tensor_norms(fast)
-    if per_tensor:
-        alphas = _alpha(dots, first_norms, last_norms)
-    else:
-        alphas = _alpha(dots.sum(), _total(first_norms), _total(last_norms)).expand_as(dots)
-    values, moved = torch.stack([alphas, (last_norms > 0).to(alphas.dtype)]).tolist()
+    sums = torch.stack([dots, tensor_norms(first).square(), tensor_norms(fast).square()])
+    sums = sum_over_shards(sums)
+    has_moved = sums[2] > 0
+    if not per_tensor:
+        sums = sums.sum(dim=1, keepdim=True).expand_as(sums)
+    alphas = _alpha(sums[0], sums[1].sqrt(), sums[2].sqrt())
+    values, moved = torch.stack([alphas, has_moved.to(alphas.dtype)]).tolist()
     torch._foreach_mul_(fast, values)
     torch._foreach_add_(fast, slow)
     of_moved = [value for value, is_moved in zip(values, moved, strict=True) if is_moved]
@@ -49,10 +55,6 @@ def interpolate_adaptively_(
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum(dtype=accumulation_dtype(a.dtype))
-
-
-def _total(norms: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(norms)
 
 
 def _alpha(dot: Tensor, first_norm: Tensor, last_norm: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """The Lookbehind iteration over any torch optimizer, for any training loop."""
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from .perturbation import (
     tensor_norms,
 )
 from .same_function import SameFunction
+from .shards import average_gradients, check_layout, is_sharded, local, norms_over_shards, sum_over_shards
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,13 @@ class Lookbehind:
         phi   <- phi + alpha (phi_k - phi)                  the slow weights
 
     Exactly k+1 gradients per iteration: g_i serves the i-th descent and the (i+1)-th ascent (the published script
-    computes it twice; the trajectory is the same). Weights come back by copy, all passes see the same dropout masks and
-    buffers, and no state outlives an iteration: a checkpoint needs the model and the optimizer only. An exception at
-    any point, and a gradient that is not finite, leave the weights as they were before the iteration, bit for bit.
+    computes it twice; the trajectory is the same). Weights come back by copy, all passes see the same dropout masks
+    and buffers, and no state outlives an iteration: a checkpoint needs the model and the optimizer only. An exception
+    at any point, and a gradient that is not finite, leave the weights as before the iteration, bit for bit.
+
+    Several processes: under DDP the closure's backward reduces gradients, and all processes stay identical. With
+    `sync_ascent=False` the closure runs under `no_sync`, and the gradients are averaged here, after each ascent has
+    used its own. Parameters sharded by FSDP2 over one dimension are taken as they are.
 
     Args:
         model: gives the parameter names and the buffers. Wrapped models (DDP, `torch.compile`) are looked through.
@@ -112,7 +118,7 @@ class Lookbehind:
         Args:
             closure: zeroes the gradients, runs forward and backward on one window of data, returns the loss (the
                 convention of `torch.optim.LBFGS`). It is called k+1 times.
-            descend: does the step of the base optimizer and may clip or unscale before it and update a scaler after it;
+            descend: does the step of the base optimizer, and may clip or unscale before it and update a scaler after;
                 `optimizer.step` by default. It is called k times (once at k=0 and with `descent="last"`).
 
         Returns:
@@ -143,17 +149,19 @@ class Lookbehind:
         with self._intact_on_error(), torch.no_grad():
             with SameFunction(self.model, {p.device for p in self._weights}) as same_function:
                 loss = same_function(closure)  # g_0 = grad L(phi)
-                is_finite = self._measure(loss)
+                goes_on = self._measure(loss)
                 for i in range(1, k + 1):
-                    if not is_finite:
+                    if not goes_on:
                         break
                     self._ascend()  # phi'_i = phi'_{i-1} + eps(g_{i-1}, phi'_{i-1})
                     if every and i > 1:  # now, as the next pass replaces g_{i-1}
-                        self._descend(i - 1, descend)  # phi_{i-1} = opt(phi_{i-2}, g_{i-1})
-                    is_finite = self._measure(same_function(closure))  # g_i = grad L(phi'_i)
+                        goes_on = self._descend(i - 1, descend)  # phi_{i-1} = opt(phi_{i-2}, g_{i-1})
+                    goes_on = goes_on and self._measure(same_function(closure))  # g_i = grad L(phi'_i)
+            goes_on = goes_on and self._average_gradients()
             self._return_to_slow_weights()
-            self._is_open = self._is_open and is_finite
-            self._is_pending = is_finite
+            self._is_open = self._is_open and goes_on
+            self._is_pending = goes_on
+            self.stats = replace(self.stats, skipped=not goes_on)
         return loss
 
     @property
@@ -164,7 +172,7 @@ class Lookbehind:
     def enter_fast_weights(self) -> None:
         """Put phi_{k-1} into the model, for the last descent. Does nothing where none is due."""
         if self._is_pending and self._settings.k > 1 and self._settings.descent == "every":
-            _copy_(self._weights, self._buffer("fast"))
+            _copy_(_locals(self._weights), self._buffer("fast"))
 
     @torch.no_grad()
     def finish(self) -> None:
@@ -172,12 +180,14 @@ class Lookbehind:
         if not self._is_pending:
             return
         alpha = self._settings.alpha
-        if alpha in ADAPTIVE_ALPHAS:
+        if isinstance(alpha, str):
             # at k=2 the fast weights' own buffer still holds phi_1
             first = self._buffer("first" if self._settings.k > 2 else "fast")
-            alpha = interpolate_adaptively_(self._weights, self._buffer("slow"), first, alpha == "adaptive")
-        elif alpha != 1:  # slow + (fast - slow) rounds
-            interpolate_(self._weights, self._buffer("slow"), alpha)
+            over_shards = functools.partial(sum_over_shards, tensors=self._weights)
+            weights, slow = _locals(self._weights), self._buffer("slow")
+            alpha = interpolate_adaptively_(weights, slow, first, alpha == "adaptive", over_shards)
+        elif alpha is not None and alpha != 1:  # with 1, slow + (fast - slow) would round
+            interpolate_(_locals(self._weights), self._buffer("slow"), alpha)
         self._is_open = self._is_pending = False
         self.stats = replace(self.stats, alpha=alpha)
 
@@ -199,60 +209,77 @@ class Lookbehind:
         self._collect_weights()
         self._losses: list[float] = []  # of passes 0..k
         self._norms: list[float] = []  # denominators of the ascent steps
+        self._is_finite = True
 
     def _measure(self, loss: Any) -> bool:
-        """Record the loss and the norms of a pass. False if its gradient, of any parameter, is not finite."""
-        gradients = [p.grad for p in self._weights if p.grad is not None]
-        if any(gradient.is_sparse for gradient in gradients):
+        """Record the loss and the norms of a pass. False if its gradient, of any parameter, is not finite.
+
+        Always True where each process climbs its own gradient: `average_gradients` then tells all of them at once.
+        """
+        used = _with_gradient(self._weights)
+        if any(gradient.is_sparse for gradient in _gradients(used)):
             raise InputError("sparse gradients are not supported: build the embedding with sparse=False")
-        norm = torch.linalg.vector_norm(tensor_norms(gradients))
-        ascent_norm = self._ascent_norm(norm, len(gradients)) if len(self._losses) < self._settings.k else norm
+        norm = torch.linalg.vector_norm(norms_over_shards(tensor_norms(_gradients(used)), used))
+        ascent_norm = self._ascent_norm(norm, len(used)) if len(self._losses) < self._settings.k else norm
         loss = torch.as_tensor(loss, dtype=norm.dtype, device=norm.device).detach()
         loss, norm, ascent_norm = torch.stack([loss, norm, ascent_norm]).tolist()  # a pass synchronises here only
         self._losses.append(loss)
         self._norms.append(ascent_norm)
-        is_finite = math.isfinite(norm) and math.isfinite(ascent_norm)
+        self._is_finite = self._is_finite and math.isfinite(norm) and math.isfinite(ascent_norm)
         self.stats = LookbehindStats(
             loss=self._losses[0],
             ascent_losses=tuple(self._losses[1:]),
             grad_norms=tuple(self._norms[: self._settings.k]),
-            skipped=not is_finite,
         )
-        return is_finite
+        return self._is_finite or not self._settings.sync_ascent
 
     def _ascent_norm(self, norm: Tensor, used: int) -> Tensor:
         """The denominator of the ascent step, over all perturbed parameters: ||g||, or ||T g|| for ASAM."""
         plain, scaled = _with_gradient(self._plain), _with_gradient(self._scaled)
         if len(plain) == used:
             return norm
-        norms = tensor_norms([p.grad for p in plain]), asam_norms(scaled, [p.grad for p in scaled], self._settings.eta)
-        return torch.linalg.vector_norm(torch.cat([n.to(norm) for n in norms]))
+        plain_norms = norms_over_shards(tensor_norms(_gradients(plain)), plain)
+        scaled_norms = asam_norms(_locals(scaled), _gradients(scaled), self._settings.eta)
+        scaled_norms = norms_over_shards(scaled_norms, scaled)
+        return torch.linalg.vector_norm(torch.cat([n.to(norm) for n in (plain_norms, scaled_norms)]))
 
     def _ascend(self) -> None:
         if not self._is_open:
-            _copy_(self._buffer("slow"), self._weights)
+            _copy_(self._buffer("slow"), _locals(self._weights))
             self._is_open = True
-        step = self._settings.rho / (self._norms[-1] + NORM_EPSILON)
+        if not self._is_finite:
+            return  # this process waits for the others to learn of it
+        step = float(self._settings.rho or 0) / (self._norms[-1] + NORM_EPSILON)
         plain, scaled = _with_gradient(self._plain), _with_gradient(self._scaled)
-        sam_step_(plain, [p.grad for p in plain], step)
-        asam_step_(scaled, [p.grad for p in scaled], step, self._settings.eta)
+        sam_step_(_locals(plain), _gradients(plain), step)
+        asam_step_(_locals(scaled), _gradients(scaled), step, self._settings.eta)
 
-    def _descend(self, i: int, descend: Callable[[], Any]) -> None:
-        """The i-th descent, of the fast weights, while the model holds phi'_{i+1}; which it holds again after."""
+    def _descend(self, i: int, descend: Callable[[], Any]) -> bool:
+        """The i-th descent, of the fast weights, while the model holds phi'_{i+1}; which it holds again after.
+
+        False, and no descent, if a process has met a gradient that is not finite.
+        """
+        if not self._average_gradients():
+            return False
         fast = self._buffer("fast")
         if i == 1:
-            _copy_(fast, self._weights)
-            _copy_(self._weights, self._buffer("slow"))  # phi_0 is phi
+            _copy_(fast, _locals(self._weights))
+            _copy_(_locals(self._weights), self._buffer("slow"))  # phi_0 is phi
         else:
-            _swap_(fast, self._weights)
+            _swap_(fast, _locals(self._weights))
         descend()
         if i == 1 and self._settings.k > 2 and self._settings.alpha in ADAPTIVE_ALPHAS:
-            _copy_(self._buffer("first"), self._weights)
-        _swap_(fast, self._weights)
+            _copy_(self._buffer("first"), _locals(self._weights))
+        _swap_(fast, _locals(self._weights))
+        return True
+
+    def _average_gradients(self) -> bool:
+        """With `sync_ascent=False`, over all processes, once the ascent has used the own one. False: abandon."""
+        return self._settings.sync_ascent or average_gradients(self._weights, self._is_finite)
 
     def _return_to_slow_weights(self) -> None:
         if self._is_open:
-            _copy_(self._weights, self._buffer("slow"))
+            _copy_(_locals(self._weights), self._buffer("slow"))
 
     @contextmanager
     def _intact_on_error(self) -> Iterator[None]:
@@ -268,6 +295,9 @@ class Lookbehind:
         signature = [(key, p.dtype, p.device, p.shape) for key, p in unique.items()]
         if signature == self._signature:
             return
+        check_layout(list(unique.values()))
+        if not self._settings.sync_ascent and any(map(is_sharded, unique.values())):
+            raise InputError("sync_ascent=False is not allowed with sharded parameters. Use sync_ascent=True, or DDP")
         targets = select_targets(unique.values(), self._names, self._settings.target_parameters)
         self._signature, self._weights = signature, list(unique.values())
         self._scaled = [p for p in targets if self._settings.ascent == "asam" and is_scaled(p, self._names)]
@@ -278,11 +308,11 @@ class Lookbehind:
     def _buffer(self, name: str) -> list[Tensor]:
         """Storage for one copy of the weights, kept from iteration to iteration."""
         if name not in self._buffers:
-            self._buffers[name] = [torch.empty_like(p, requires_grad=False) for p in self._weights]
+            self._buffers[name] = [torch.empty_like(p) for p in _locals(self._weights)]
         return self._buffers[name]
 
 
-def unwrap_accelerate(optimizer: Optimizer) -> Optimizer:
+def unwrap_accelerate(optimizer: Any) -> Any:
     """The optimizer under Accelerate's wrapper. Other wrappers (Lookahead) are the user's and stay."""
     while type(optimizer).__name__ == "AcceleratedOptimizer":
         optimizer = optimizer.optimizer
@@ -325,6 +355,14 @@ def _without_step(optimizer: Optimizer) -> Iterator[None]:
 
 def _with_gradient(parameters: list[Tensor]) -> list[Tensor]:
     return [p for p in parameters if p.grad is not None]
+
+
+def _locals(parameters: list[Tensor]) -> list[Tensor]:
+    return [local(p.detach()) for p in parameters]
+
+
+def _gradients(parameters: list[Tensor]) -> list[Tensor]:
+    return [local(p.grad) for p in parameters if p.grad is not None]
 
 
 @torch.no_grad()

@@ -31,7 +31,7 @@ def tensor_norms(tensors: Sequence[Tensor]) -> Tensor:
 
 def asam_scales(parameters: Sequence[Tensor], eta: float) -> list[Tensor]:
     """ASAM's T = |p| + eta, of weight tensors."""
-    scales = torch._foreach_abs(list(parameters))
+    scales = list(torch._foreach_abs(list(parameters)))
     torch._foreach_add_(scales, eta)
     return scales
 
@@ -43,7 +43,7 @@ def asam_norms(parameters: Sequence[Tensor], gradients: Sequence[Tensor], eta: f
     norms = []
     for chunk in chunks(parameters):
         scaled = asam_scales(parameters[chunk], eta)
-        torch._foreach_mul_(scaled, gradients[chunk])
+        torch._foreach_mul_(scaled, list(gradients[chunk]))
         norms.append(tensor_norms(scaled))
     return torch.cat(norms)
 
@@ -102,8 +102,8 @@ def select_targets(
     if not matching:
         known = [name for aliases in names.values() for name in aliases]
         raise InputError(
-            f"target_parameters={list(patterns)!r} matches no trainable parameter: allowed is a regular expression found "
-            f"in a parameter's name, for instance {', '.join(map(repr, known[:3]))}"
+            f"target_parameters={list(patterns)!r} matches no trainable parameter: allowed is a regular expression "
+            f"found in a parameter's name, for instance {', '.join(map(repr, known[:3]))}"
         )
     return matching
 

@@ -82,6 +82,11 @@ class _Buffer(NamedTuple):
     tensor: Tensor | None
     values: Tensor | None
 
+    def differs(self) -> Tensor:
+        """Whether any byte of the tensor is another than in the copy (nan is nan then)."""
+        assert self.tensor is not None and self.values is not None
+        return (_bytes(self.tensor) != _bytes(self.values)).any()
+
     def restore(self) -> None:
         self.module._buffers[self.name] = self.tensor
         if self.tensor is not None and self.values is not None:
@@ -109,7 +114,7 @@ def _written(buffers: list[_Buffer]) -> list[_Buffer]:
     """
     is_replaced = [buffer.module._buffers.get(buffer.name) is not buffer.tensor for buffer in buffers]
     compared = [b for b, replaced in zip(buffers, is_replaced, strict=True) if not replaced and b.tensor is not None]
-    differ = [(_bytes(b.tensor) != _bytes(b.values)).any() for b in compared]
+    differ = [b.differs() for b in compared]
     flags = torch.stack([d.to(differ[0].device) for d in differ]).tolist() if differ else []
     written = [b for b, replaced in zip(buffers, is_replaced, strict=True) if replaced]
     return written + [b for b, flag in zip(compared, flags, strict=True) if flag]

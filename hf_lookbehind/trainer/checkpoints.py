@@ -56,8 +56,8 @@ def warn_if_config_differs(checkpoint: str | Path, config: LookbehindConfig) -> 
 def load_renamed_weights(model: nn.Module, checkpoint: str | Path) -> bool:
     """Load a checkpoint that names weights otherwise than the model does. False, and nothing done, for any other.
 
-    `save_pretrained` writes the names of the Hub's older files (for ViT and many others); the Trainer loads a checkpoint
-    by the model's own names, warns of missing keys and goes on with the weights that it has (transformers issue 43701).
+    `save_pretrained` writes the names of the Hub's older files (for ViT and many others); the Trainer loads by the
+    model's own names, warns of missing keys and goes on with the weights that it has (transformers issue 43701).
     """
     if not isinstance(model, PreTrainedModel) or not _saved_names(Path(checkpoint)) - model.state_dict().keys():
         return False

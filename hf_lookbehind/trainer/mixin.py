@@ -1,15 +1,18 @@
 """`LookbehindMixin`: one Lookbehind iteration in the place of one optimizer step of any `Trainer`."""
 
+# The Trainer annotates as optional what it sets before training, and its own overrides differ in their signatures.
+# pyright: reportOptionalMemberAccess=false, reportArgumentType=false, reportIncompatibleMethodOverride=false, reportAttributeAccessIssue=false
+
 import contextlib
 import copy
 import functools
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers.utils import logging
+from transformers import Trainer, TrainingArguments
 
 from ..config import InputError, LookbehindConfig
 from ..optim.lookbehind import Lookbehind, LookbehindStats, unwrap_accelerate
@@ -17,12 +20,13 @@ from .callbacks import DeferredJITCheckpointCallback
 from .checkpoints import last_complete_checkpoint, load_renamed_weights, warn_if_config_differs
 from .support import refuse_unsupported
 
-logger = logging.get_logger(__name__)
+# For type checkers the mixin is a Trainer; at run time whichever Trainer it is mixed into comes after it.
+_Trainer = Trainer if TYPE_CHECKING else object
 
 MAX_SKIPPED_IN_A_ROW = 10
 
 
-class LookbehindMixin:
+class LookbehindMixin(_Trainer):
     """Gives a `Trainer` class the Lookbehind iteration: `class MySFT(LookbehindMixin, SFTTrainer)`.
 
     What the Trainer does per optimizer step stays: one window of micro-batches, one scheduler step, one entry in the
@@ -49,7 +53,7 @@ class LookbehindMixin:
         trainer.train()
     """
 
-    # Attributes in which subclasses count inside `compute_loss` (TRL, sentence-transformers): passes 1..k leave no trace
+    # In these, subclasses (of TRL, sentence-transformers) count inside `compute_loss`: passes 1..k leave no trace.
     lookbehind_counters = ("_metrics", "_total_train_tokens", "accum_loss_components")
 
     def __init__(self, *args: Any, lookbehind_config: LookbehindConfig | None = None, **kwargs: Any):
@@ -75,7 +79,7 @@ class LookbehindMixin:
         """
         if self._lookbehind is None:
             raise RuntimeError("training_step runs inside train(), which prepares the optimizer")
-        # Like the gradients of the plain Trainer, micro-batches that an epoch leaves without a step join the next window.
+        # Micro-batches that an epoch leaves without a step join the next window, as their gradients do in the Trainer.
         self._window.append((inputs, num_items_in_batch, self.current_gradient_accumulation_steps))
         if not self.accelerator.gradient_state.sync_gradients:
             return torch.zeros((), device=self.args.device)
@@ -109,12 +113,21 @@ class LookbehindMixin:
 
     @contextlib.contextmanager
     def _synchronisation(self, model: nn.Module, is_last: bool) -> Iterator[None]:
-        """Reduce gradients over the processes in the backward of the last micro-batch only, as the Trainer does."""
+        """Reduce gradients over the processes in the backward of the last micro-batch only, as `Trainer._run_epoch`.
+
+        With `sync_ascent=False` in none: the core averages what each process has, once the ascent has used it.
+        """
         state = self.accelerator.gradient_state
-        reduces = is_last or state.plugin_kwargs.get("sync_each_batch", False)
+        is_last_or_each = is_last or state.plugin_kwargs.get("sync_each_batch", False)
+        if is_last_or_each and self.lookbehind_config.sync_ascent:
+            context = contextlib.nullcontext()
+        elif self.is_distributed_loading_by_transformers:
+            context = self._defer_fsdp_gradient_reduction()
+        else:
+            context = self.accelerator.no_sync(model)
         state._set_sync_gradients(is_last)
         try:
-            with contextlib.nullcontext() if reduces else self.accelerator.no_sync(model):
+            with context:
                 yield
         finally:
             state._set_sync_gradients(True)
@@ -145,8 +158,8 @@ class LookbehindMixin:
             self._skipped_in_a_row += 1
         if self._skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
             raise FloatingPointError(
-                f"step {self.state.global_step}: {MAX_SKIPPED_IN_A_ROW} iterations in a row met a gradient that is not "
-                "finite. Lower the learning rate or rho, or look at the data; the weights are those before these steps"
+                f"step {self.state.global_step}: {MAX_SKIPPED_IN_A_ROW} iterations in a row met a gradient that is "
+                "not finite. Lower the learning rate or rho, or look at the data; the weights are those before them"
             )
 
     # ---- around the training loop ----
@@ -168,13 +181,20 @@ class LookbehindMixin:
             self._lookbehind.finish()
             self._sums["alpha"] += self._lookbehind.stats.alpha
 
-    def _inner_training_loop(self, batch_size: int | None = None, **kwargs: Any) -> Any:
+    def _inner_training_loop(
+        self,
+        batch_size: int | None = None,
+        args: TrainingArguments | None = None,
+        resume_from_checkpoint: str | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> Any:
         """The training loop, after which, however it ends, the weights are slow, and no window or gradient is left."""
-        if kwargs.get("resume_from_checkpoint") is not None and self.is_world_process_zero():
-            warn_if_config_differs(kwargs["resume_from_checkpoint"], self.lookbehind_config)
+        if resume_from_checkpoint is not None and self.is_world_process_zero():
+            warn_if_config_differs(resume_from_checkpoint, self.lookbehind_config)
         self._window = []
         try:
-            return super()._inner_training_loop(batch_size, **kwargs)
+            return super()._inner_training_loop(batch_size, args, resume_from_checkpoint, trial, ignore_keys_for_eval)
         finally:
             if self._lookbehind is not None:
                 self._lookbehind.abort()

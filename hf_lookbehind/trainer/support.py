@@ -1,11 +1,14 @@
 """What the Trainer offers and Lookbehind cannot serve: refused by name, before any training."""
 
+# The Trainer annotates as optional what it sets before training, and its own overrides differ in their signatures.
+# pyright: reportOptionalMemberAccess=false, reportArgumentType=false, reportIncompatibleMethodOverride=false
+
 from collections.abc import Iterator
 
 import torch
 from transformers import Trainer
 from transformers.training_args import OptimizerNames, ParallelMode
-from transformers.utils import is_sagemaker_mp_enabled
+from transformers.utils.import_utils import is_sagemaker_mp_enabled
 
 from ..config import InputError, LookbehindConfig
 from ..optim.lookbehind import check_optimizer
@@ -39,8 +42,11 @@ def _parallelism(trainer: Trainer, config: LookbehindConfig) -> Iterator[str]:
         yield "XLA devices are not supported. Use CPU or GPU devices with DDP"
     if is_sagemaker_mp_enabled():
         yield "SageMaker model parallelism is not supported. Use DDP"
-    if trainer.is_fsdp_enabled or trainer.is_fsdp_xla_enabled or trainer.is_distributed_loading_by_transformers:
-        yield "sharded parameters (FSDP, DistributedConfig) are not supported. Use DDP (torchrun, accelerate launch)"
+    if trainer.is_fsdp_enabled or trainer.is_fsdp_xla_enabled:
+        yield (
+            "FSDP through the Trainer's arguments is not supported. Load the model sharded, by from_pretrained(..., "
+            "distributed_config=DistributedConfig(fsdp_size=N)), or use DDP"
+        )
     parallelism = getattr(accelerator, "parallelism_config", None)
     if parallelism is not None and parallelism.non_data_parallel_size > 1:
         yield "tensor, context and sequence parallelism are not supported. Use DDP (torchrun, accelerate launch)"
@@ -51,8 +57,20 @@ def _parallelism(trainer: Trainer, config: LookbehindConfig) -> Iterator[str]:
         )
     if args.ddp_static_graph and args.gradient_accumulation_steps > 1:
         yield "ddp_static_graph=True is not supported with gradient_accumulation_steps > 1. Leave it out"
-    if args.world_size > 1 and not config.sync_ascent:
-        yield "sync_ascent=False is not supported with several processes yet. Use sync_ascent=True"
+    sharding = getattr(trainer.model.config, "distributed_config", None) if _is_sharded(trainer) else None
+    if (
+        sharding is not None
+        and max(sharding.tp_size, sharding.dp_replicate_size, sharding.pp_size, sharding.ep_size) > 1
+    ):
+        yield "HSDP, tensor, pipeline and expert parallelism are not supported. Use fsdp_size alone, or DDP"
+    if sharding is not None and (sharding.fsdp_cpu_offload or sharding.fsdp_mixed_precision):
+        yield "fsdp_cpu_offload and fsdp_mixed_precision are not supported. Leave them out"
+    if _is_sharded(trainer) and not config.sync_ascent:
+        yield "sync_ascent=False is not supported with sharded parameters. Use sync_ascent=True, or DDP"
+
+
+def _is_sharded(trainer: Trainer) -> bool:
+    return trainer.is_distributed_loading_by_transformers
 
 
 def _optimizer(trainer: Trainer) -> Iterator[str]:

@@ -125,7 +125,9 @@ def test_permuting_hidden_units_commutes():
         if permute:
             permute_(model)
         lookbehind = Lookbehind(
-            model, torch.optim.AdamW(model.parameters(), lr=1e-2), LookbehindConfig(k=3, ascent="asam", alpha="adaptive")
+            model,
+            torch.optim.AdamW(model.parameters(), lr=1e-2),
+            LookbehindConfig(k=3, ascent="asam", alpha="adaptive"),
         )
         for _ in range(5):
             lookbehind.step(closure_of(model, lambda: nn.functional.cross_entropy(model(x), y)))
@@ -265,7 +267,8 @@ def test_buffers_are_copies_of_trainable_parameters_only(settings, copies):
 
 
 @pytest.mark.parametrize(
-    "make", [lambda p: torch.optim.LBFGS(p), lambda p: pytorch_optimizer.SAM(p, torch.optim.SGD, lr=0.1), lambda p: None]
+    "make",
+    [lambda p: torch.optim.LBFGS(p), lambda p: pytorch_optimizer.SAM(p, torch.optim.SGD, lr=0.1), lambda p: None],
 )
 def test_optimizers_that_cannot_serve_are_refused_by_name(make):
     model = nn.Linear(2, 2)

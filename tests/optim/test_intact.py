@@ -33,7 +33,9 @@ def build(k=K, alpha="adaptive", **settings):
 @pytest.mark.parametrize("error", [RuntimeError("boom"), KeyboardInterrupt()], ids=["error", "interrupt"])
 @pytest.mark.parametrize(
     ("where", "at"),
-    [("forward", j) for j in range(K + 1)] + [("backward", j) for j in range(K + 1)] + [("step", j) for j in range(1, K + 1)],
+    [("forward", j) for j in range(K + 1)]
+    + [("backward", j) for j in range(K + 1)]
+    + [("step", j) for j in range(1, K + 1)],
 )
 def test_exception_in_any_pass_leaves_phi_and_no_gradient(where, at, error):
     model, loss_fn, optimizer, lookbehind, closure = build()

@@ -1,5 +1,6 @@
 """What is refused is refused by name, at construction."""
 
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -93,8 +94,8 @@ def fake_trainer(**changes):
     """What `_parallelism` reads of a trainer, on one plain process; devices that are not here can only be faked."""
     settings = dict(
         is_deepspeed_enabled=False, is_fsdp_enabled=False, is_fsdp_xla_enabled=False,
-        is_distributed_loading_by_transformers=False, distributed_type="NO", non_data_parallel_size=1, n_gpu=0,
-        ddp_static_graph=None, gradient_accumulation_steps=1, world_size=1,
+        is_distributed_loading_by_transformers=False, sharding={}, distributed_type="NO", n_gpu=0,
+        non_data_parallel_size=1, ddp_static_graph=None, gradient_accumulation_steps=1, world_size=1,
     ) | changes  # fmt: skip
     args = SimpleNamespace(
         n_gpu=settings["n_gpu"], parallel_mode=ParallelMode.NOT_DISTRIBUTED, world_size=settings["world_size"],
@@ -105,7 +106,13 @@ def fake_trainer(**changes):
         distributed_type=SimpleNamespace(value=settings["distributed_type"]),
         parallelism_config=SimpleNamespace(non_data_parallel_size=settings["non_data_parallel_size"]),
     )
-    return SimpleNamespace(args=args, accelerator=accelerator, **settings)
+    sizes = dict(fsdp_size=2, tp_size=1, dp_replicate_size=1, pp_size=1, ep_size=1) | settings["sharding"]
+    sharding = SimpleNamespace(**({"fsdp_cpu_offload": False, "fsdp_mixed_precision": False} | sizes))
+    model = SimpleNamespace(config=SimpleNamespace(distributed_config=sharding))
+    return SimpleNamespace(args=args, accelerator=accelerator, model=model, **settings)
+
+
+SHARDED = dict(is_distributed_loading_by_transformers=True)
 
 
 @pytest.mark.parametrize(
@@ -113,20 +120,22 @@ def fake_trainer(**changes):
     [
         (dict(is_deepspeed_enabled=True), "DeepSpeed.*Use DDP"),
         (dict(distributed_type="XLA"), "XLA.*Use"),
-        (dict(is_fsdp_enabled=True), "FSDP.*Use DDP"),
-        (dict(is_distributed_loading_by_transformers=True), "DistributedConfig.*Use DDP"),
+        (dict(is_fsdp_enabled=True), "FSDP through the Trainer's arguments.*distributed_config=DistributedConfig"),
+        (SHARDED | dict(sharding={"tp_size": 2}), "HSDP, tensor.*Use fsdp_size alone, or DDP"),
+        (SHARDED | dict(sharding={"dp_replicate_size": 2}), "HSDP, tensor.*Use fsdp_size alone, or DDP"),
+        (SHARDED | dict(sharding={"fsdp_cpu_offload": True}), "fsdp_cpu_offload.*Leave them out"),
+        (SHARDED | dict(sync_ascent=False), "sync_ascent=False.*Use sync_ascent=True"),
         (dict(non_data_parallel_size=2), "tensor, context and sequence parallelism.*Use DDP"),
         (dict(n_gpu=2), "nn.DataParallel over 2 GPUs.*torchrun"),
         (dict(ddp_static_graph=True, gradient_accumulation_steps=2), "ddp_static_graph.*Leave it out"),
-        (dict(world_size=2), "sync_ascent=False.*Use sync_ascent=True"),
     ],
     ids=str,
 )
 def test_parallelism_that_is_not_supported_is_refused(changes, named):
-    import re
 
-    config = LookbehindConfig(sync_ascent=False)
+    config = LookbehindConfig(sync_ascent=changes.get("sync_ascent", True))
     assert list(support._parallelism(fake_trainer(), config)) == []
+    assert list(support._parallelism(fake_trainer(**SHARDED), LookbehindConfig())) == []
     (refusal,) = support._parallelism(fake_trainer(**changes), config)
     assert re.search(named, refusal)
 

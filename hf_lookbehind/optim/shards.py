@@ -1,0 +1,106 @@
+"""Several processes: tensors that each holds in part (FSDP2's DTensors), gradients that each computed alone."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from ..config import InputError
+
+# Gradients are averaged in flat buckets of this many elements.
+BUCKET_NUMEL = 1 << 23
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The part of a tensor that this process holds: a view, to be read and written in place. It can be empty."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    return isinstance(tensor, DTensor)
+
+
+def check_layout(parameters: Sequence[Tensor]) -> None:
+    """Raise `InputError` for sharded parameters other than plain FSDP2's, which lie on one mesh of one dimension."""
+    sharded = [p for p in parameters if isinstance(p, DTensor)]
+    if any(p.device_mesh != sharded[0].device_mesh or p.device_mesh.ndim != 1 for p in sharded):
+        raise InputError(
+            "parameters on a device mesh of several dimensions, or on several meshes (HSDP, tensor parallelism), are "
+            "not supported. Use DDP, or FSDP2 over one dimension"
+        )
+    if any(p.placements[0].is_partial() for p in sharded):
+        raise InputError("parameters with a partial placement are not supported. Use DDP or FSDP2")
+
+
+def sum_over_shards(values: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+    """Add up, over the processes that share a tensor, what each computed from its own part.
+
+    Args:
+        values: shape `(..., len(tensors))`, one number (or more) from each tensor's local part.
+        tensors: whose parts they are; those that a process holds whole keep their value.
+    """
+    meshes = [t.device_mesh if isinstance(t, DTensor) and t.placements[0].is_shard() else None for t in tensors]
+    mesh = next((mesh for mesh in meshes if mesh is not None), None)
+    if mesh is None:
+        return values
+    mask = torch.tensor([mesh is not None for mesh in meshes], device=values.device)
+    total = torch.where(mask, values, 0)
+    dist.all_reduce(total, group=mesh.get_group())
+    return torch.where(mask, total, values)
+
+
+def norms_over_shards(norms: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+    """L2 norms of whole tensors from those of the local parts, shape `(len(tensors),)`."""
+    if not any(map(is_sharded, tensors)):
+        return norms
+    return sum_over_shards(norms.square(), tensors).sqrt()
+
+
+def average_gradients(parameters: Sequence[Tensor], is_finite: bool) -> bool:
+    """Average `.grad` over all processes, after passes that did not (m-sharpness: `sync_ascent=False`).
+
+    A gradient that some processes lack counts as zero there; one that all lack stays None.
+
+    Args:
+        parameters: the same ones, in the same order, in every process.
+        is_finite: whether this process may go on.
+
+    Returns:
+        Whether all of them may; all get the same answer. Where one may not, every gradient becomes inf, for gradient
+        scalers to lower the scale in all processes.
+    """
+    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        return is_finite
+    world = dist.get_world_size()
+    flags = [not is_finite, *(p.grad is not None for p in parameters)]
+    counts = torch.tensor(flags, dtype=torch.int32, device=parameters[0].device)
+    dist.all_reduce(counts)
+    failed, *used = counts.tolist()
+    if failed:
+        for p in parameters:
+            if p.grad is not None:
+                p.grad.fill_(float("inf"))
+        return False
+    for bucket in _buckets([p for p, uses in zip(parameters, used, strict=True) if uses]):
+        flat = torch.cat([torch.zeros_like(p).view(-1) if p.grad is None else p.grad.reshape(-1) for p in bucket])
+        flat.div_(world)  # before the sum: it cannot overflow then
+        dist.all_reduce(flat)
+        parts = flat.split([p.numel() for p in bucket])
+        for p, part in zip(bucket, parts, strict=True):
+            p.grad = part.view_as(p) if p.grad is None else p.grad.copy_(part.view_as(p))
+    return True
+
+
+def _buckets(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Consecutive parameters of one dtype and device, of about `BUCKET_NUMEL` elements together."""
+    bucket: list[Tensor] = []
+    for p in parameters:
+        is_alike = not bucket or (p.dtype, p.device) == (bucket[0].dtype, bucket[0].device)
+        if bucket and (not is_alike or sum(q.numel() for q in bucket) + p.numel() > BUCKET_NUMEL):
+            yield bucket
+            bucket = []
+        bucket.append(p)
+    if bucket:
+        yield bucket

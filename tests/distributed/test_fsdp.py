@@ -1,0 +1,38 @@
+"""Sharded parameters (FSDP2) give the trajectory of whole ones."""
+
+import pytest
+
+from hf_lookbehind import Lookbehind, LookbehindConfig
+from tests.distributed import workers
+from tests.models import MODELS, OPTIMIZERS, closure_of, groups, max_difference, weights_of
+from tests.processes import run_group
+from tests.training import PLAIN, make_model
+
+
+@pytest.mark.parametrize(("model_name", "world"), [("vit", 2), ("mlp", 3)])
+def test_core_on_shards_equals_core_on_whole_parameters(model_name, world):
+    ranks = run_group(workers.fsdp_core, workers.METHODS, model_name, world=world)
+    smallest = [results["sam"][2] for results in ranks]
+    assert model_name == "vit" or min(smallest) == 0 < max(smallest)  # uneven shards, empty ones among them
+    for name, config in workers.METHODS.items():
+        model, loss_fn = MODELS[model_name]()
+        lookbehind = Lookbehind(model, OPTIMIZERS["adamw"](groups(model)), LookbehindConfig(**config))
+        for _ in range(6):
+            lookbehind.step(closure_of(model, loss_fn))
+        for results in ranks:
+            weights, stats, _ = results[name]
+            assert max_difference(weights, weights_of(model)) <= 1e-10, name
+            assert stats.grad_norms == pytest.approx(lookbehind.stats.grad_norms, rel=1e-9)
+            assert stats.alpha == pytest.approx(lookbehind.stats.alpha, rel=1e-9)
+
+
+def test_trainer_on_a_model_sharded_at_load_time_equals_one_process(tmp_path):
+    import torch
+
+    methods = {name: workers.METHODS[name] for name in ("adamw", "sam", "lookbehind-asam-adaptive-global")}
+    make_model(torch.float64, **PLAIN).save_pretrained(tmp_path / "source")
+    expected = workers.train_all(tmp_path / "one", batch=8, accumulation=1, methods=methods)
+    ranks = run_group(workers.fsdp_trainer, tmp_path / "source", tmp_path / "out", methods)
+    for name in methods:
+        for results in ranks:
+            assert max_difference(results[name], expected[name][0]) <= 1e-10, name
