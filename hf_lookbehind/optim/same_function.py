@@ -59,7 +59,7 @@ class SameFunction:
             self._restore(self._after)
 
     def _random_state(self) -> tuple[Any, ...]:
-        devices = {device: torch.get_device_module(device).get_rng_state(device) for device in self._devices}
+        devices = {d: torch.get_device_module(d).get_rng_state(*_index(d)) for d in self._devices}
         return random.getstate(), np.random.get_state(), torch.get_rng_state(), devices
 
     @torch.no_grad()
@@ -69,7 +69,7 @@ class SameFunction:
         np.random.set_state(numpy)
         torch.set_rng_state(cpu)
         for device, device_state in devices.items():
-            torch.get_device_module(device).set_rng_state(device_state, device)
+            torch.get_device_module(device).set_rng_state(device_state, *_index(device))
         for buffer in state.buffers:
             buffer.restore()
 
@@ -96,6 +96,11 @@ class _Buffer(NamedTuple):
 class _State(NamedTuple):
     random: tuple[Any, ...]
     buffers: list[_Buffer]
+
+
+def _index(device: torch.device) -> tuple[torch.device, ...]:
+    """What names the device to its generator's functions; MPS has one device and takes no name."""
+    return () if device.type == "mps" else (device,)
 
 
 def _copy(module: nn.Module, name: str) -> _Buffer:

@@ -83,6 +83,12 @@ class LookbehindMixin(_Trainer):
         self._window.append((inputs, num_items_in_batch, self.current_gradient_accumulation_steps))
         if not self.accelerator.gradient_state.sync_gradients:
             return torch.zeros((), device=self.args.device)
+        if self._lookbehind.is_pending and not self.accelerator.optimizer_step_was_skipped:
+            name = type(unwrap_accelerate(self.optimizer)).__name__
+            raise RuntimeError(
+                f"the step of {name} did not run its hooks, by which the fast weights come and go: its __init__ must "
+                "call that of torch.optim.Optimizer"
+            )
         window, self._window = self._window, []
         counters: dict[str, Any] | None = None
 

@@ -5,20 +5,8 @@ import torch
 from torch import nn
 
 from hf_lookbehind import Lookbehind, LookbehindConfig
+from tests.failures import PLACES, K, raise_in_backward
 from tests.models import MODELS, OPTIMIZERS, closure_of, groups, max_difference, weights_of
-
-K = 3
-
-
-class _Raise(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, error):
-        ctx.error = error
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, gradient):
-        raise ctx.error
 
 
 def build(k=K, alpha="adaptive", **settings):
@@ -31,12 +19,7 @@ def build(k=K, alpha="adaptive", **settings):
 
 
 @pytest.mark.parametrize("error", [RuntimeError("boom"), KeyboardInterrupt()], ids=["error", "interrupt"])
-@pytest.mark.parametrize(
-    ("where", "at"),
-    [("forward", j) for j in range(K + 1)]
-    + [("backward", j) for j in range(K + 1)]
-    + [("step", j) for j in range(1, K + 1)],
-)
+@pytest.mark.parametrize(("where", "at"), PLACES)
 def test_exception_in_any_pass_leaves_phi_and_no_gradient(where, at, error):
     model, loss_fn, optimizer, lookbehind, closure = build()
     phi, passes, steps = weights_of(model), [], []
@@ -48,7 +31,7 @@ def test_exception_in_any_pass_leaves_phi_and_no_gradient(where, at, error):
             raise error
         loss = loss_fn()
         if where == "backward" and len(passes) == at + 1:
-            loss = _Raise.apply(loss, error)
+            loss = raise_in_backward(loss, error)
         loss.backward()
         return loss
 

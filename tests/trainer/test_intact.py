@@ -4,11 +4,10 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
+from tests.failures import PLACES, K, raise_in_backward
 from tests.models import max_difference, weights_of
-from tests.optim.test_intact import _Raise
 from tests.training import PLAIN, make_model, make_trainer, train
 
-K = 3
 STEPS_BEFORE = 2
 
 
@@ -23,7 +22,7 @@ def failing_trainer(tmp_path, where, at, error, **kwargs):
         if len(calls) == STEPS_BEFORE * (K + 1) + at + 1:
             if where == "forward":
                 raise error
-            output.loss = _Raise.apply(output.loss, error)
+            output.loss = raise_in_backward(output.loss, error)
 
     def step(*_):
         calls.append(1)
@@ -38,12 +37,7 @@ def failing_trainer(tmp_path, where, at, error, **kwargs):
 
 
 @pytest.mark.parametrize("error", [RuntimeError("boom"), KeyboardInterrupt()], ids=["error", "interrupt"])
-@pytest.mark.parametrize(
-    ("where", "at"),
-    [("forward", j) for j in range(K + 1)]
-    + [("backward", j) for j in range(K + 1)]
-    + [("step", j) for j in range(1, K + 1)],
-)
+@pytest.mark.parametrize(("where", "at"), PLACES)
 def test_exception_anywhere_leaves_the_last_finished_step(tmp_path, where, at, error):
     class Stop(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
@@ -125,3 +119,20 @@ def test_a_non_finite_gradient_does_not_advance_any_optimizer(tmp_path):
     trainer = train(tmp_path, dict(k=0), model=model, max_steps=3, trainer_kwargs=dict(optimizers=(lookahead, None)))
     assert trainer.state.log_history[-2]["skipped_iterations"] == 1
     assert [group["counter"] for group in lookahead.param_groups] == [2]
+
+
+class Unhooked(torch.optim.SGD):
+    """A step that torch's hooks do not see, as in wrappers that do not call `Optimizer.__init__`."""
+
+    def step(self, closure=None):
+        return super().step.__wrapped__(self, closure)
+
+    step.hooked = True
+
+
+def test_an_optimizer_that_does_not_run_its_hooks_is_an_error(tmp_path):
+    """It would step from the slow weights, and never move them."""
+    model = make_model()
+    optimizers = (Unhooked(model.parameters(), lr=0.1), None)
+    with pytest.raises(RuntimeError, match="step of Unhooked did not run its hooks"):
+        train(tmp_path, dict(k=2), model=model, trainer_kwargs=dict(optimizers=optimizers))
