@@ -10,10 +10,12 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn, get_args, get_type_hints
 
 import torch
+import torch.distributed as dist
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
@@ -154,6 +156,9 @@ class FinetuningArguments(TrainingArguments):
         # On a machine with CPUs only, pinned memory has no use, and without this the processes of a launcher do not
         # find each other: each would train, and save, alone.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        if self.use_cpu and int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
+            # the library forgets --ddp_timeout on the CPU
+            dist.init_process_group("gloo", timeout=timedelta(seconds=self.ddp_timeout))
         try:
             super().__post_init__()
         except (ValueError, TypeError, OSError, ImportError, NotImplementedError) as error:

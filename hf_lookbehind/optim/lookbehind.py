@@ -25,7 +25,15 @@ from .perturbation import (
     tensor_norms,
 )
 from .same_function import SameFunction
-from .shards import average_gradients, check_layout, is_sharded, local, norms_over_shards, sum_over_shards
+from .shards import (
+    average_gradients,
+    check_layout,
+    drop_whole_copies,
+    is_sharded,
+    local,
+    norms_over_shards,
+    sum_over_shards,
+)
 
 
 @dataclass(frozen=True)
@@ -194,6 +202,7 @@ class Lookbehind:
     def abort(self) -> None:
         """Give up the iteration that is under way, if any: the weights are phi again, and no gradient is left."""
         self._return_to_slow_weights()
+        drop_whole_copies(self.model)
         self._is_open = self._is_pending = False
         self.zero_grad()
 

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from ..config import InputError
@@ -32,6 +33,13 @@ def check_layout(parameters: Sequence[Tensor]) -> None:
         )
     if any(p.placements[0].is_partial() for p in sharded):
         raise InputError("parameters with a partial placement are not supported. Use DDP or FSDP2")
+
+
+def drop_whole_copies(model: nn.Module) -> None:
+    """Make FSDP2's next forward gather the shards anew, after they were written without a backward having run."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def sum_over_shards(values: Tensor, tensors: Sequence[Tensor]) -> Tensor:

@@ -26,6 +26,12 @@ def test_core_on_shards_equals_core_on_whole_parameters(model_name, world):
             assert stats.alpha == pytest.approx(lookbehind.stats.alpha, rel=1e-9)
 
 
+def test_an_error_between_forward_and_backward_leaves_the_next_forward_at_phi():
+    """FSDP2 keeps whole copies of the perturbed weights then."""
+    for before, after in run_group(workers.fsdp_error_between_forward_and_backward):
+        assert after == before
+
+
 def test_trainer_on_a_model_sharded_at_load_time_equals_one_process(tmp_path):
     import torch
 

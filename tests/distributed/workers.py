@@ -140,6 +140,31 @@ def fsdp_core(configs, model_name, steps=6):
     return results
 
 
+def fsdp_error_between_forward_and_backward():
+    """Losses at phi before and after an iteration that fails in the forward of pass 2, where copies are whole."""
+    dist.init_process_group("gloo")
+    model, loss_fn = MODELS["vit"]()
+    for layer in model.vit.layers:
+        fully_shard(layer)
+    fully_shard(model)
+    lookbehind = Lookbehind(model, OPTIMIZERS["sgd"](groups(model)), LookbehindConfig(k=3, rho=0.5))
+    before, passes = loss_fn().item(), []
+
+    def closure():
+        model.zero_grad()
+        loss = loss_fn()
+        passes.append(1)
+        if len(passes) == 3:
+            raise RuntimeError("boom")
+        loss.backward()
+        return loss
+
+    try:
+        lookbehind.step(closure)
+    except RuntimeError:
+        return before, loss_fn().item()
+
+
 class AssertSharded(TrainerCallback):
     def on_train_begin(self, args, state, control, model, **kwargs):
         assert all(isinstance(p, DTensor) for p in model.parameters())
