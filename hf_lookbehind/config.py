@@ -200,7 +200,11 @@ class LookbehindConfig:
 
     @classmethod
     def from_json(cls, text: str) -> "LookbehindConfig":
-        values = json.loads(text)
+        """Raises `InputError` for what is not one JSON object with the names of fields."""
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise InputError(f"the settings are not JSON: {error}") from error
         if not isinstance(values, dict):
             raise InputError(f"the settings must be one JSON object, not {type(values).__name__}")
         return cls.from_dict(values)

@@ -77,6 +77,8 @@ def test_json_round_trip(tmp_path):
 def test_unknown_json_keys_are_named():
     with pytest.raises(InputError, match="'roh'.*'steps'"):
         LookbehindConfig.from_json('{"k": 2, "steps": 3, "roh": 0.1}')
+    with pytest.raises(InputError, match="not JSON"):
+        LookbehindConfig.from_json("{")
     with pytest.raises(InputError, match="JSON object"):
         LookbehindConfig.from_json("[1]")
 

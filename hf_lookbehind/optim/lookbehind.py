@@ -73,7 +73,8 @@ class Lookbehind:
     Exactly k+1 gradients per iteration: g_i serves the i-th descent and the (i+1)-th ascent (the published script
     computes it twice; the trajectory is the same). Weights come back by copy, all passes see the same dropout masks
     and buffers, and no state outlives an iteration: a checkpoint needs the model and the optimizer only. An exception
-    at any point, and a gradient that is not finite, leave the weights as before the iteration, bit for bit.
+    at any point, and a gradient that is not finite, leave the weights as before the iteration, bit for bit. (At k=0,
+    which keeps no copy, an optimizer that fails in the middle of its step leaves what it has done, as on its own.)
 
     Several processes: under DDP the closure's backward reduces gradients, and all processes stay identical. With
     `sync_ascent=False` the closure runs under `no_sync`, and the gradients are averaged here, after each ascent has
@@ -149,13 +150,13 @@ class Lookbehind:
         """Passes 0..k and descents 1..k-1. Leaves the slow weights in the model and g_k in `.grad`.
 
         What must follow is `enter_fast_weights`, the last descent, `finish`; unless `stats.skipped` says that a
-        gradient was not finite, then nothing: that gradient is left in `.grad`.
+        gradient was not finite, then nothing: inf is left in `.grad`, for a gradient scaler to see.
         """
         k, every = self._settings.k, self._settings.descent == "every"
         descend = descend or self.optimizer.step
         self._start()
         with self._intact_on_error(), torch.no_grad():
-            with SameFunction(self.model, {p.device for p in self._weights}) as same_function:
+            with SameFunction(self.model, {p.device for p in self._weights}, passes=k + 1) as same_function:
                 loss = same_function(closure)  # g_0 = grad L(phi)
                 goes_on = self._measure(loss)
                 for i in range(1, k + 1):
@@ -166,6 +167,8 @@ class Lookbehind:
                         goes_on = self._descend(i - 1, descend)  # phi_{i-1} = opt(phi_{i-2}, g_{i-1})
                     goes_on = goes_on and self._measure(same_function(closure))  # g_i = grad L(phi'_i)
             goes_on = goes_on and self._average_gradients()
+            if not goes_on:
+                self._spoil_gradients()
             self._return_to_slow_weights()
             self._is_open = self._is_open and goes_on
             self._is_pending = goes_on
@@ -285,6 +288,12 @@ class Lookbehind:
     def _average_gradients(self) -> bool:
         """With `sync_ascent=False`, over all processes, once the ascent has used the own one. False: abandon."""
         return self._settings.sync_ascent or average_gradients(self._weights, self._is_finite)
+
+    def _spoil_gradients(self) -> None:
+        """Every gradient becomes inf: a scaler then skips in every process, also where only a norm overflowed."""
+        for parameter in self._weights:
+            if parameter.grad is not None:
+                parameter.grad.fill_(math.inf)
 
     def _return_to_slow_weights(self) -> None:
         if self._is_open:

@@ -21,21 +21,26 @@ class SameFunction:
     Args:
         model: the module whose buffers are looked after.
         devices: the devices in use; their generators are replayed beside the CPU's.
+        passes: how often the closure will run; a single pass needs no copies.
+
+    Buffers that a forward registers for the first time are not known before the first pass, and are not replayed.
 
     Example:
-        with SameFunction(model, devices) as same_function:
+        with SameFunction(model, devices, passes=2) as same_function:
             loss = same_function(closure)
             ...  # move the weights
             perturbed_loss = same_function(closure)
     """
 
-    def __init__(self, model: nn.Module, devices: Iterable[torch.device]):
+    def __init__(self, model: nn.Module, devices: Iterable[torch.device], passes: int):
         self._model = model
+        self._is_repeated = passes > 1
         self._devices = {device for device in devices if device.type not in ("cpu", "meta")}
         self._after: _State | None = None
 
     def __enter__(self) -> "SameFunction":
-        self._before = _State(self._random_state(), _copies(self._model))
+        if self._is_repeated:
+            self._before = _State(self._random_state(), _copies(self._model))
         return self
 
     @torch.enable_grad()
@@ -46,6 +51,8 @@ class SameFunction:
             self._restore(self._before)
             return closure()
         result = closure()
+        if not self._is_repeated:
+            return result
         # Most buffers are constants: of those that no forward wrote, no copy is kept.
         written = _written(self._before.buffers)
         self._before = self._before._replace(buffers=written)
@@ -109,7 +116,19 @@ def _copy(module: nn.Module, name: str) -> _Buffer:
 
 
 def _copies(model: nn.Module) -> list[_Buffer]:
-    return [_copy(module, name) for module in model.modules() for name in module._buffers]
+    return [
+        _copy(module, name)
+        for module in model.modules()
+        for name, tensor in module._buffers.items()
+        if tensor is None or _can_be_written(tensor)
+    ]
+
+
+def _can_be_written(tensor: Tensor) -> bool:
+    """Not a view of fewer elements than it shows (`expand`), nor without values (meta), nor sparse."""
+    if tensor.is_meta or tensor.layout != torch.strided:
+        return False
+    return all(stride > 0 for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1)
 
 
 def _written(buffers: list[_Buffer]) -> list[_Buffer]:
@@ -126,4 +145,4 @@ def _written(buffers: list[_Buffer]) -> list[_Buffer]:
 
 
 def _bytes(tensor: Tensor) -> Tensor:
-    return tensor.reshape(-1).view(torch.uint8)
+    return tensor.reshape(-1).contiguous().view(torch.uint8)

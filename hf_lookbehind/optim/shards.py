@@ -76,8 +76,7 @@ def average_gradients(parameters: Sequence[Tensor], is_finite: bool) -> bool:
         is_finite: whether this process may go on.
 
     Returns:
-        Whether all of them may; all get the same answer. Where one may not, every gradient becomes inf, for gradient
-        scalers to lower the scale in all processes.
+        Whether all of them may; all get the same answer. Where one may not, nothing is averaged.
     """
     if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
         return is_finite
@@ -87,9 +86,6 @@ def average_gradients(parameters: Sequence[Tensor], is_finite: bool) -> bool:
     dist.all_reduce(counts)
     failed, *used = counts.tolist()
     if failed:
-        for p in parameters:
-            if p.grad is not None:
-                p.grad.fill_(float("inf"))
         return False
     for bucket in _buckets([p for p, uses in zip(parameters, used, strict=True) if uses]):
         flat = torch.cat([torch.zeros_like(p).view(-1) if p.grad is None else p.grad.reshape(-1) for p in bucket])

@@ -10,8 +10,29 @@ class DeferredJITCheckpointCallback(JITCheckpointCallback):
     such a checkpoint would not be the uninterrupted one. The request stays up until `on_step_end` serves it.
     """
 
+    def __init__(self):
+        super().__init__()
+        self.has_saved = False  # in the training that goes on, or went on last
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.has_saved = False
+
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         pass
+
+    def _save(self, event, args, state, control, **kwargs):
+        if self.jit_manager is not None and self.jit_manager.is_checkpoint_requested:
+            self.has_saved = True
+        event(args, state, control, **kwargs)
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self._save(super().on_step_begin, args, state, control, **kwargs)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self._save(super().on_step_end, args, state, control, **kwargs)
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        self._save(super().on_epoch_end, args, state, control, **kwargs)
 
     @classmethod
     def defer(cls, callbacks: list) -> None:

@@ -4,12 +4,12 @@ import copy
 import functools
 import json
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -37,7 +37,9 @@ def last_complete_checkpoint(output_dir: str | Path) -> str | None:
 
 
 def warn_if_config_differs(checkpoint: str | Path, config: LookbehindConfig) -> None:
-    """One warning when a run resumes under other settings than its checkpoint was made with."""
+    """Warn when a run resumes under other settings than its checkpoint was made with, or without the optimizer."""
+    if not (Path(checkpoint) / OPTIMIZER_NAME).is_file():
+        logger.warning(f"{checkpoint} holds the model only: what follows is not what an uninterrupted run would do")
     try:
         saved = LookbehindConfig.load(checkpoint)
     except FileNotFoundError:
@@ -64,8 +66,24 @@ def load_renamed_weights(model: nn.Module, checkpoint: str | Path) -> bool:
     # wide enough for every tensor, so that mixed dtypes come back unrounded
     dtype = functools.reduce(torch.promote_types, {p.dtype for p in model.parameters() if p.is_floating_point()})
     loaded = type(model).from_pretrained(checkpoint, config=copy.deepcopy(model.config), dtype=dtype)
-    model.load_state_dict(loaded.state_dict())
+    weights = loaded.state_dict()
+    # modules that the user has added are unknown to the model's class, and saved under their own names
+    added = model.state_dict().keys() - weights.keys()
+    model.load_state_dict(weights | _read(Path(checkpoint), added))
     return True
+
+
+def _read(checkpoint: Path, names: Set[str]) -> dict[str, Tensor]:
+    """Those of the named tensors that a checkpoint holds."""
+    index = checkpoint / SAFE_WEIGHTS_INDEX_NAME
+    files = {SAFE_WEIGHTS_NAME}
+    if index.is_file():
+        files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    found = {}
+    for name in files if names else ():
+        with safe_open(checkpoint / name, framework="pt") as file:
+            found |= {key: file.get_tensor(key) for key in names & set(file.keys())}
+    return found
 
 
 def _saved_names(checkpoint: Path) -> set[str]:

@@ -174,10 +174,9 @@ class LookbehindMixin(_Trainer):
         prepared = super()._prepare_for_training(*args, **kwargs)
         self._lookbehind = Lookbehind(self.model, self.optimizer, self.lookbehind_config)
         optimizer = unwrap_accelerate(self.optimizer)
-        self._hooks = [
-            optimizer.register_step_pre_hook(lambda *_: self._lookbehind.enter_fast_weights()),
-            optimizer.register_step_post_hook(lambda *_: self._finish()),
-        ]
+        # one by one: an interrupt between the two must not leave one behind
+        self._hooks.append(optimizer.register_step_pre_hook(lambda *_: self._lookbehind.enter_fast_weights()))
+        self._hooks.append(optimizer.register_step_post_hook(lambda *_: self._finish()))
         self._sums = {"sharpness": 0.0, "alpha": 0.0}
         self._logged_iterations = self._skipped_iterations = self._skipped_in_a_row = 0
         return prepared
@@ -207,6 +206,26 @@ class LookbehindMixin(_Trainer):
             for hook in self._hooks:
                 hook.remove()
             self._window, self._hooks, self._lookbehind = [], [], None
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        steps = self.state.global_step
+        if steps >= self.state.max_steps:
+            # a finished run was resumed: the Trainer would stop only after one more step
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+        if self.state.global_step == steps and not (
+            self.control.should_epoch_stop or self.control.should_training_stop
+        ):
+            raise InputError(
+                f"an epoch gives {len(self._window)} micro-batches, fewer than gradient_accumulation_steps="
+                f"{self.args.gradient_accumulation_steps}: no step would ever be taken"
+            )
+
+    @property
+    def was_preempted(self) -> bool:
+        """Whether a just-in-time checkpoint (SIGTERM with `enable_jit_checkpoint`) has ended the training."""
+        return any(getattr(callback, "has_saved", False) for callback in self.callback_handler.callbacks)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """`Trainer.train`; `resume_from_checkpoint=True` takes the last checkpoint that was written to its end."""

@@ -117,6 +117,36 @@ def test_gradient_scaler_sees_an_overflow_in_any_pass(at):
     assert max_difference(model, phi) > 0
 
 
+@pytest.mark.parametrize("at", [0, K])
+def test_a_scaler_skips_too_where_only_the_norm_overflows(at):
+    """Each entry is finite then, and the scaler alone would step."""
+    torch.manual_seed(0)
+    model = nn.Linear(4, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    lookbehind = Lookbehind(model, optimizer, LookbehindConfig(k=K))
+    phi, passes = weights_of(model), []
+
+    def closure():
+        model.zero_grad()
+        loss = model(torch.ones(3, 4)).square().mean()
+        scaler.scale(loss).backward()
+        if len(passes) == at:
+            model.weight.grad.fill_(1e30)
+        passes.append(1)
+        return loss
+
+    def descend():
+        scaler.step(optimizer)
+        scaler.update()
+
+    lookbehind.step(closure, descend)
+    assert lookbehind.stats.skipped and scaler.get_scale() == 4.0
+    assert max_difference(model, phi) == 0.0
+    lookbehind.step(closure, descend)
+    assert not lookbehind.stats.skipped
+
+
 def test_scaled_gradients_give_the_trajectory_of_unscaled_ones():
     def run(scale):
         model, loss_fn = MODELS["mlp"]()

@@ -92,6 +92,26 @@ def test_buffers_that_a_forward_replaces_are_put_back():
     assert model[1].count.item() == 1
 
 
+@pytest.mark.parametrize("k", [0, 2])
+def test_buffers_of_any_layout_are_left_alone(k):
+    model = network()
+    model.register_buffer("expanded", torch.zeros(1).expand(4))
+    model.register_buffer("strided", torch.arange(8.0)[::2])
+    model.register_buffer("sparse", torch.eye(3).to_sparse())
+    model.register_buffer("meta", torch.empty(3, device="meta"))
+    step(model, k)
+    assert model.strided.tolist() == [0, 2, 4, 6] and model.expanded.tolist() == [0] * 4
+
+
+def test_a_strided_buffer_that_a_forward_writes_is_put_back():
+    model = network(nn.BatchNorm1d(8))
+    model[1].running_mean = torch.zeros(16)[::2]
+    once = network(nn.BatchNorm1d(8))
+    step(once, k=0)
+    step(model, k=3)
+    assert model[1].running_mean.equal(once[1].running_mean)
+
+
 def test_buffers_after_an_exception_are_those_of_one_pass():
     model, passes = network(nn.BatchNorm1d(8)), []
     once = network(nn.BatchNorm1d(8))

@@ -5,7 +5,7 @@ import torch
 from torch.utils.data import IterableDataset
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer
 
-from hf_lookbehind import LookbehindTrainer
+from hf_lookbehind import InputError, LookbehindTrainer
 from tests.models import closure_of, max_difference
 from tests.reference import Reference
 from tests.training import PLAIN, images, make_model, make_trainer, train
@@ -82,6 +82,12 @@ def test_unsized_dataset_whose_epoch_ends_within_a_window(tmp_path, accumulation
     for config in NO_PERTURBATION:
         assert max_difference(run(config).model, plain.model) == 0.0
     assert run(dict(k=3)).state.global_step == plain.state.global_step == 8
+
+
+def test_an_epoch_without_a_single_step_is_an_error(tmp_path):
+    """The plain Trainer goes through the data for ever."""
+    with pytest.raises(InputError, match="7 micro-batches, fewer than gradient_accumulation_steps=9"):
+        train(tmp_path, dict(k=1), data=Unsized(), gradient_accumulation_steps=9)
 
 
 def test_user_optimizer_and_scheduler(tmp_path):

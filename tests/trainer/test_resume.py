@@ -137,6 +137,39 @@ def test_resuming_under_another_config_warns_and_names_the_fields(tmp_path, monk
     assert said == []
 
 
+def test_a_finished_run_takes_no_further_step(tmp_path, uninterrupted):
+    train(tmp_path, CONFIG, **RUN)
+    again = make_trainer(tmp_path, CONFIG, **RUN)
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == RUN["max_steps"]
+    assert max_difference(again.model, uninterrupted) == 0.0
+
+
+def test_resuming_without_the_optimizer_warns(tmp_path, monkeypatch):
+    train(tmp_path, CONFIG, max_steps=2, save_strategy="steps", save_steps=2, save_only_model=True)
+    said = []
+    monkeypatch.setattr("hf_lookbehind.trainer.checkpoints.logger.warning", said.append)
+    make_trainer(tmp_path, CONFIG, max_steps=3).train(str(tmp_path / "checkpoint-2"))
+    assert len(said) == 1 and "checkpoint-2 holds the model only" in said[0]
+
+
+def test_modules_that_the_user_added_are_resumed_too(tmp_path):
+    """The model's class does not know them, and ViT's other weights are saved under other names."""
+
+    def model():
+        model = make_model()
+        model.added = torch.nn.Linear(2, 2)
+        return model
+
+    first = model()
+    train(tmp_path, CONFIG, model=first, **RUN)
+    torch.nn.init.zeros_(first.added.weight)
+    resumed = model()
+    torch.nn.init.ones_(resumed.added.weight)
+    make_trainer(tmp_path, CONFIG, model=resumed, **(RUN | dict(max_steps=9))).train(str(tmp_path / "checkpoint-8"))
+    assert max_difference({"added": resumed.added.weight.detach()}, {"added": model().added.weight.detach()}) == 0.0
+
+
 # ---- SIGTERM ----
 
 
@@ -164,16 +197,18 @@ def jit_trainer(output_dir, callbacks, **options):
 def test_just_in_time_checkpoint_holds_slow_weights_and_resumes_exactly(tmp_path, uninterrupted, event):
     before = signal.getsignal(signal.SIGTERM)
     try:
-        jit_trainer(tmp_path, [Terminate(5, event)]).train()
+        trainer = jit_trainer(tmp_path, [Terminate(5, event)])
+        trainer.train()
     finally:
         signal.signal(signal.SIGTERM, before)
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-6"]
+    assert trainer.was_preempted
     saved = type(make_model()).from_pretrained(tmp_path / "checkpoint-6")
     stopped = train(tmp_path / "stopped", CONFIG, trainer_kwargs=dict(callbacks=[StopAt(6)]), **RUN).model
     assert max_difference(saved, stopped) == 0.0
     resumed = make_trainer(tmp_path, CONFIG, **RUN)
     resumed.train(resume_from_checkpoint=True)
-    assert max_difference(resumed.model, uninterrupted) == 0.0
+    assert max_difference(resumed.model, uninterrupted) == 0.0 and not resumed.was_preempted
 
 
 class StopAt(TrainerCallback):
