@@ -5,9 +5,9 @@
 
 import contextlib
 import copy
-import functools
+import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -41,6 +41,8 @@ class LookbehindMixin(_Trainer):
 
     Args:
         lookbehind_config: the settings. `LookbehindConfig(k=0)` is the plain Trainer through the same code.
+        transform_gradient: called as `transform_gradient(i)` before each descent, when `.grad` holds g_i and is not
+            clipped yet (under fp16, scaled); it may change `.grad` (A-GEM projects it). i is k for the last descent.
         *args, **kwargs: those of the Trainer.
 
     Raises:
@@ -56,13 +58,20 @@ class LookbehindMixin(_Trainer):
     # In these, subclasses (of TRL, sentence-transformers) count inside `compute_loss`: passes 1..k leave no trace.
     lookbehind_counters = ("_metrics", "_total_train_tokens", "accum_loss_components")
 
-    def __init__(self, *args: Any, lookbehind_config: LookbehindConfig | None = None, **kwargs: Any):
+    def __init__(
+        self,
+        *args: Any,
+        lookbehind_config: LookbehindConfig | None = None,
+        transform_gradient: Callable[[int], None] | None = None,
+        **kwargs: Any,
+    ):
         if not isinstance(lookbehind_config, LookbehindConfig):
             raise InputError(
                 f"lookbehind_config={lookbehind_config!r} is not allowed: a LookbehindConfig; LookbehindConfig(k=0) "
                 "is the plain Trainer"
             )
         self.lookbehind_config = lookbehind_config
+        self.transform_gradient = transform_gradient
         self._lookbehind: Lookbehind | None = None
         self._window: list[tuple[Any, Any, int]] = []
         self._hooks: list[Any] = []
@@ -99,7 +108,10 @@ class LookbehindMixin(_Trainer):
                 counters = self._copy_counters()
             return loss
 
-        loss = self._lookbehind.begin(closure, functools.partial(self._inner_descent, model))
+        k, pass_indices = self.lookbehind_config.k, itertools.count(1)
+        loss = self._lookbehind.begin(closure, lambda: self._inner_descent(model, next(pass_indices)))
+        if self.transform_gradient is not None and not self._lookbehind.stats.skipped:
+            self.transform_gradient(k)
         vars(self).update(counters or {})
         self._record(self._lookbehind.stats)
         return loss
@@ -141,8 +153,10 @@ class LookbehindMixin(_Trainer):
     def _copy_counters(self) -> dict[str, Any]:
         return {name: copy.deepcopy(vars(self)[name]) for name in self.lookbehind_counters if name in vars(self)}
 
-    def _inner_descent(self, model: nn.Module) -> None:
+    def _inner_descent(self, model: nn.Module, pass_index: int) -> None:
         """Descents 1..k-1, as `Trainer._run_epoch` does the last."""
+        if self.transform_gradient is not None:
+            self.transform_gradient(pass_index)
         if self.args.max_grad_norm > 0:
             self._clip_grad_norm(model)
         self.optimizer.step()

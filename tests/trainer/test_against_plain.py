@@ -178,3 +178,24 @@ def test_exactly_k_plus_one_forwards_per_micro_batch(tmp_path, k, accumulation):
     micro_batches = {1: 7, 3: 3 + 3 + 1 + 3 + 3 + 1 + 3}[accumulation]
     assert len(forwards) == (k + 1) * micro_batches
     assert len(steps) == max(k, 1) * 7
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"), [(dict(k=0), [0]), (dict(k=3), [1, 2, 3]), (dict(k=3, descent="last"), [3])]
+)
+def test_gradients_can_be_changed_before_each_descent(tmp_path, config, expected):
+    model, seen = make_model(), []
+
+    def transform(pass_index):
+        seen.append(pass_index)
+        model.classifier.weight.grad.zero_()
+        model.classifier.weight.grad[0, 0] = 100.0  # before clipping: it leaves nothing of the others
+
+    start = model.vit.layers[0].mlp.fc1.weight.detach().clone()
+    options = dict(optim="sgd", lr_scheduler_type="constant", max_grad_norm=1e-3, max_steps=1, learning_rate=1e-2)
+    train(tmp_path, config, model=model, trainer_kwargs=dict(transform_gradient=transform), **options)
+    assert seen == expected
+    assert (model.vit.layers[0].mlp.fc1.weight - start).abs().max() < 1e-6
+    before = make_model().classifier.weight[0, 0].item()
+    moved = max(len(expected), 1) * (1 / 3 if expected == [1, 2, 3] else 1)
+    assert model.classifier.weight[0, 0].item() - before == pytest.approx(-1e-5 * moved, rel=0.05)
