@@ -14,14 +14,13 @@ import io
 import itertools
 import json
 import math
-import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import transformers
@@ -29,7 +28,8 @@ import yaml
 from transformers import AutoModelForImageClassification
 
 from hf_lookbehind import InputError
-from hf_lookbehind.finetune.program import INTERRUPTED, run_program
+from hf_lookbehind.finetune.paths import check_folder_to_write, remove_earlier
+from hf_lookbehind.finetune.program import INTERRUPTED, one_line, run_program
 from hf_lookbehind.finetune.search import grid_search
 from hf_lookbehind.measures import weight_noise
 from hf_lookbehind.report import (
@@ -340,11 +340,16 @@ def plot(runs: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def read_recipe(path: Path) -> dict[str, dict[str, float]]:
-    """Raises `InputError` where the file lacks a setting of a method."""
-    recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    """Raises `InputError` where the file cannot be read, or lacks a setting of a method."""
+    try:
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"--recipe {str(path)!r} cannot be read: {one_line(error)}") from error
     for method in METHODS:
+        settings = recipe.get(method.name) if isinstance(recipe, dict) else None
         for name in method.grid:
-            if not isinstance(recipe, dict) or name not in (recipe.get(method.name) or {}):
+            value = settings.get(name) if isinstance(settings, dict) else None
+            if not isinstance(value, int | float) or not 0 < value < math.inf:
                 raise InputError(f"{path} has no {name} for {method.name}: `--choose_settings` writes it")
     return recipe
 
@@ -358,25 +363,46 @@ def _write_json(path: Path, content: Any) -> None:
 
 
 def _empty(folder: Path) -> None:
-    """Make the folder, and remove what an earlier run left there; the user's own files stay."""
+    """Make the folder, and remove what an earlier run left there; raises `InputError` for the user's own."""
+    folders = ("pretrained", *(method.name for method in METHODS))
+    remove_earlier(folder, folders, files=("results.json", "noise.png", "search.json"))
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("pretrained", *(method.name for method in METHODS)):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    for name in ("results.json", "noise.png", "search.json"):
-        (folder / name).unlink(missing_ok=True)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(message)
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--choose_settings", action="store_true", help="Search learning rates and rhos instead.")
-    parser.add_argument("--output_dir", type=Path, help="Default: runs/demo, or runs/demo-settings for the search.")
+    parser.add_argument("--output_dir", help="Default: runs/demo, or runs/demo-settings for the search.")
     parser.add_argument("--recipe", type=Path, default=RECIPE, help=f"The chosen settings. Default: {RECIPE.name}.")
     parser.add_argument("--seeds", type=int, nargs="+", help="Default: 0 1 2, or 100 101 for the search.")
     parser.add_argument("--draws", type=int, default=10, help="Of weight noise, per model and sigma. Default: 10.")
     parser.add_argument("--max_steps", type=int, default=-1, help="End every training early, for a trial.")
     return parser
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Raises `InputError` for what would fail after the first training."""
+    args = make_parser().parse_args(argv)
+    folder, seeds = ("runs/demo-settings", TUNING_SEEDS) if args.choose_settings else ("runs/demo", SEEDS)
+    args.output_dir, args.seeds = folder if args.output_dir is None else args.output_dir, args.seeds or seeds
+    if args.draws < 1:
+        raise InputError(f"--draws {args.draws} is not allowed: 1 or more")
+    if args.max_steps != -1 and args.max_steps < 1:
+        raise InputError(f"--max_steps {args.max_steps} is not allowed: 1 or more, or -1 to train to the end")
+    if any(not 0 <= seed < 2**32 for seed in args.seeds) or len(set(args.seeds)) < len(args.seeds):
+        raise InputError(f"--seeds {' '.join(map(str, args.seeds))} is not allowed: different ones, 0 to {2**32 - 1}")
+    check_folder_to_write("--output_dir", args.output_dir)
+    args.output_dir = Path(args.output_dir).expanduser()
+    if args.choose_settings:
+        check_folder_to_write("--recipe in", str(args.recipe.parent))
+        if args.recipe.is_dir() or not args.recipe.parent.is_dir():
+            raise InputError(f"--recipe {str(args.recipe)!r} is not allowed: a file in a folder that exists")
+    return args
 
 
 def run(args: argparse.Namespace) -> None:
@@ -385,13 +411,13 @@ def run(args: argparse.Namespace) -> None:
     # A model this small gains nothing from more threads, and loses much where other programs want the cores too.
     torch.set_num_threads(1)
     start = time.perf_counter()
+    folder, seeds = args.output_dir, args.seeds
     if args.choose_settings:
-        folder = args.output_dir or Path("runs/demo-settings")
         _empty(folder)
-        write_recipe(choose_settings(Demo(folder, args.max_steps), args.seeds or TUNING_SEEDS), args.recipe)
+        write_recipe(choose_settings(Demo(folder, args.max_steps), seeds), args.recipe)
         print(f"{args.recipe} written, {time.perf_counter() - start:.0f} s")
         return
-    recipe, folder, seeds = read_recipe(args.recipe), args.output_dir or Path("runs/demo"), args.seeds or SEEDS
+    recipe = read_recipe(args.recipe)
     _empty(folder)
     runs = compare(Demo(folder, args.max_steps), recipe, seeds, args.draws)
     found = differences(runs)
@@ -409,8 +435,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0 done, 2 bad input, 130 interrupted, 1 anything else."""
-    args = make_parser().parse_args(argv)
-    return run_program(lambda status: run(args))
+    return run_program(lambda status: run(parse(argv)))
 
 
 if __name__ == "__main__":

@@ -39,13 +39,24 @@ from transformers import (
     ViTImageProcessorPil,
     set_seed,
 )
+from transformers.utils import logging
 
 from hf_lookbehind import InputError, LookbehindTrainer
 from hf_lookbehind.finetune import data, images, metrics, models
-from hf_lookbehind.finetune.arguments import Arguments, DataArguments, FlagParser, ModelArguments, resume_from
-from hf_lookbehind.finetune.program import RunStatus, is_main_process, no_empty_folder, one_line, run_program
+from hf_lookbehind.finetune.arguments import Arguments, DataArguments, FlagParser, ModelArguments
+from hf_lookbehind.finetune.paths import exists, resume_from
+from hf_lookbehind.finetune.program import (
+    Preempted,
+    RunStatus,
+    no_empty_folder,
+    one_line,
+    quiet_transformers,
+    run_program,
+)
+from hf_lookbehind.finetune.training import StepCounter, save_train_results, try_optimizer_and_scheduler
 from hf_lookbehind.report import format_table
 
+BUILT_IN = {"digits": images.digits}
 TASK = "ForImageClassification"
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
@@ -102,8 +113,12 @@ class ImageDataArguments(DataArguments):
         super().check_files()
         for name in ("train_dir", "validation_dir"):
             folder = getattr(self, name)
-            if folder is not None and not Path(folder).expanduser().is_dir():
+            if folder is not None and not (exists(folder) and Path(folder).expanduser().is_dir()):
                 raise InputError(f"--{name} {folder!r}: there is no such folder")
+
+    def inputs(self) -> dict[str, str | None]:
+        inputs = {name: getattr(self, name) for name in ("dataset_name", "train_dir", "validation_dir")}
+        return {name: value for name, value in inputs.items() if value not in BUILT_IN}
 
 
 @dataclass
@@ -111,6 +126,9 @@ class ImageModelArguments(ModelArguments):
     image_processor_name: str | None = field(
         default=None, metadata={"help": "Id or folder of another image processor than the model's."}
     )
+
+    def inputs(self) -> dict[str, str | None]:
+        return super().inputs() | {"image_processor_name": self.image_processor_name}
 
 
 @dataclass
@@ -138,7 +156,7 @@ def load_images(args: Arguments) -> dict[str, Dataset]:
         # the first process fills the cache, the others read it
         with args.training.main_process_first(desc="loading the dataset"):
             return data.load_splits(
-                args.data, built_in={"digits": images.digits}, cache_dir=args.model.cache_dir, token=args.model.token
+                args.data, built_in=BUILT_IN, cache_dir=args.model.cache_dir, token=args.model.token
             )
     folders = {"train": args.data.train_dir, "validation": args.data.validation_dir}
     return {
@@ -160,6 +178,9 @@ def new_config(args: Arguments, image_size: int) -> ViTConfig:
     overridden = models.override(config, args.model.config_overrides)
     if "patch_size" not in overridden:
         config.patch_size = max(1, config.image_size // 4)
+    for name in ("image_size", "patch_size"):
+        if getattr(config, name) < 1:
+            raise InputError(f"--config_overrides {name}={getattr(config, name)} is not allowed: 1 or more")
     return config
 
 
@@ -211,6 +232,7 @@ def prepare(args: Arguments) -> tuple[Any, Any, dict[str, images.ImageDataset]]:
     images.preload_within(list(datasets.values()))
     set_seed(training.seed)
     model = models.build_model(AutoModelForImageClassification, args.model, config, classes, new_head=new_head)
+    models.try_out(model, images.ImageCollator(model.dtype)([datasets["train"][0]]), args.model)
     return model, processor, datasets
 
 
@@ -226,7 +248,7 @@ def make_trainer(args: Arguments, model: Any, processor: Any, datasets: dict[str
     try:
         # the Trainer makes its folder before everything that it refuses is refused
         with no_empty_folder(Path(training.output_dir)):
-            return LookbehindTrainer(
+            trainer = LookbehindTrainer(
                 model=model,
                 args=training,
                 lookbehind_config=args.lookbehind,
@@ -238,8 +260,10 @@ def make_trainer(args: Arguments, model: Any, processor: Any, datasets: dict[str
                 preprocess_logits_for_metrics=metrics.predicted_classes,
                 callbacks=callbacks,
             )
-    except ValueError as error:
+            try_optimizer_and_scheduler(trainer)
+    except (ValueError, RuntimeError, ImportError) as error:
         raise InputError(one_line(error)) from error
+    return trainer
 
 
 def train(argv: Sequence[str] | None = None, status: RunStatus | None = None) -> Results:
@@ -251,20 +275,26 @@ def train(argv: Sequence[str] | None = None, status: RunStatus | None = None) ->
 
     Raises:
         InputError: the input cannot be used; nothing has been written, but for an image that is read only in training.
+        Preempted: SIGTERM has ended the training, after a checkpoint; nothing is evaluated.
     """
-    args = make_parser().parse(argv)
-    status = status or RunStatus()
-    status.output_dir = Path(args.training.output_dir)
-    model, processor, datasets = prepare(args)
-    trainer = make_trainer(args, model, processor, datasets)
+    with quiet_transformers():
+        args = make_parser().parse(argv)
+        status = status or RunStatus()
+        status.output_dir = Path(args.training.output_dir)
+        model, processor, datasets = prepare(args)
+        trainer = make_trainer(args, model, processor, datasets)
+    logging.set_verbosity(args.training.get_process_log_level())
+    counter = StepCounter()
+    trainer.add_callback(counter)
     status.start()
 
     outcome = trainer.train(resume_from_checkpoint=resume_from(args.training.resume_from_checkpoint))
+    if trainer.was_preempted:
+        raise Preempted
     trainer.save_model()
     passes = (args.lookbehind.k + 1) * trainer.state.global_step
     results = {**outcome.metrics, "train_samples": len(datasets["train"]), "train_gradient_passes": passes}
-    trainer.save_metrics("train", results)
-    trainer.save_state()
+    results = save_train_results(trainer, results, counter)
     if "validation" in datasets:
         found = trainer.evaluate() | {"eval_samples": len(datasets["validation"])}
         trainer.save_metrics("eval", found)
@@ -288,12 +318,7 @@ def show(results: Results) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """The program: `train`, a table, and an exit code (see `run_program`)."""
 
-    def work(status: RunStatus) -> None:
-        results = train(argv, status)
-        if is_main_process():
-            show(results)
-
-    return run_program(work)
+    return run_program(lambda status: train(argv, status), show)
 
 
 if __name__ == "__main__":

@@ -7,19 +7,21 @@ import json
 import math
 import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
+from importlib import resources
 from pathlib import Path
 from typing import Any, NoReturn, get_args, get_type_hints
 
 import torch
 import torch.distributed as dist
 import yaml
+from accelerate.utils import DynamoBackend
 from transformers import HfArgumentParser, TrainingArguments
 
 from ..config import InputError, LookbehindConfig
+from .paths import check_model_folder, check_output_dir, exists, looks_like_path, resume_from
 from .program import one_line
 
 DTYPES = ("float32", "float64", "bfloat16")
@@ -33,11 +35,12 @@ _NUMBERS = (
     ),
     ("num_train_epochs", "more than 0", lambda value: value > 0),
     (
-        "learning_rate weight_decay adam_epsilon max_grad_norm seed data_seed dataloader_num_workers "
-        "early_stopping_threshold",
+        "learning_rate weight_decay adam_epsilon max_grad_norm dataloader_num_workers early_stopping_threshold",
         "a finite number, 0 or more",
         lambda value: value >= 0,
     ),
+    ("seed data_seed", f"a whole number from 0 to {2**32 - 1}", lambda value: 0 <= value < 2**32),
+    ("max_steps", "1 or more, or -1 for --num_train_epochs", lambda value: value == -1 or value >= 1),
     ("label_smoothing_factor adam_beta1 adam_beta2", "a number in [0, 1)", lambda value: 0 <= value < 1),
 )
 
@@ -82,9 +85,13 @@ class DataArguments:
 
     def check_files(self) -> None:
         """Refuse a path that does not exist; a Hub id is looked up later."""
-        if self.dataset_name is not None and not Path(self.dataset_name).expanduser().exists():
-            if looks_like_path(self.dataset_name):
-                raise InputError(f"--dataset_name {self.dataset_name!r}: there is no such folder")
+        name = self.dataset_name
+        if name is not None and not exists(name) and looks_like_path(name):
+            raise InputError(f"--dataset_name {name!r}: there is no such folder")
+
+    def inputs(self) -> dict[str, str | None]:
+        """What is read, by flag: a folder, or an id on the Hub."""
+        return {"dataset_name": self.dataset_name}
 
 
 @dataclass
@@ -122,7 +129,11 @@ class ModelArguments:
         for name in ("model_name_or_path", "config_name"):
             value = getattr(self, name)
             if value is not None:
-                _check_model_folder(f"--{name}", value, weights=name == "model_name_or_path")
+                check_model_folder(f"--{name}", value, weights=name == "model_name_or_path")
+
+    def inputs(self) -> dict[str, str | None]:
+        """What is read, by flag: a folder, or an id on the Hub."""
+        return {name: getattr(self, name) for name in ("model_name_or_path", "config_name")}
 
 
 @dataclass
@@ -172,6 +183,11 @@ class FinetuningArguments(TrainingArguments):
                 value = getattr(self, name)
                 if value is not None and not (math.isfinite(value) and is_allowed(value)):
                     raise InputError(f"--{name} {value} is not allowed: {allowed}")
+        backends = [backend.value.lower() for backend in DynamoBackend]
+        if self.torch_compile_backend is not None and self.torch_compile_backend.lower() not in backends:
+            raise InputError(
+                f"--torch_compile_backend {self.torch_compile_backend!r} is not allowed: one of {', '.join(backends)}"
+            )
         for name in self._VALID_DICT_FIELDS:
             value = getattr(self, name)
             if isinstance(value, str) and value.startswith("{"):
@@ -220,7 +236,8 @@ def _lookbehind_flags() -> type:
 
 
 def _number_or_word(value: Any) -> Any:
-    if isinstance(value, str):
+    # Python reads 1_0 as 10
+    if isinstance(value, str) and "_" not in value:
         for kind in (int, float):
             try:
                 return kind(value)
@@ -313,8 +330,10 @@ class FlagParser(HfArgumentParser):
         model = self.groups["model"](**values["model"])
         data.check_files()
         model.check_files()
-        _check_output_dir(values["training"])
-        return Arguments(data, model, lookbehind, self.groups["training"](**values["training"]))
+        training = values["training"]
+        output_dir = "trainer_output" if training["output_dir"] is None else training["output_dir"]
+        check_output_dir(output_dir, resume_from(training["resume_from_checkpoint"]), data.inputs() | model.inputs())
+        return Arguments(data, model, lookbehind, self.groups["training"](**training))
 
     def _values(self, argv: Sequence[str] | None) -> dict[str, dict[str, Any]]:
         """The values of each group by flag."""
@@ -324,7 +343,7 @@ class FlagParser(HfArgumentParser):
             argv = self._flags_of_file(Path(argv[0])) + argv[1:]
         namespace, unknown = self.parse_known_args(_join_negative_numbers(argv))
         if unknown:
-            self._refuse_unknown(unknown[0])
+            self._refuse_unknown(unknown[0], argv)
         return {
             group: {f.name: getattr(namespace, f.name) for f in fields(kind) if f.init}
             for group, kind in self.groups.items()
@@ -347,10 +366,12 @@ class FlagParser(HfArgumentParser):
                 flags.append(f"--{name}={text}")
         return flags
 
-    def _refuse_unknown(self, argument: str) -> None:
+    def _refuse_unknown(self, argument: str, argv: Sequence[str]) -> None:
+        """No value is repeated: it might be a secret."""
         if not argument.startswith("-"):
-            raise InputError(f"unexpected argument {argument!r}: values follow a flag, as in --k 2")
-        # without its value, which might be a secret
+            before = [word.partition("=")[0] for word in argv[: argv.index(argument)] if word.startswith("--")]
+            where = f"after {before[-1]}" if before else "before the first flag"
+            raise InputError(f"unexpected argument {where}: each flag is followed by its value, as in --k 2")
         flag = argument.partition("=")[0]
         known = [name for name in self._option_string_actions if name.startswith("--") and "-" not in name[2:]]
         raise InputError(f"unknown flag {flag}{_suggestion(flag.replace('-', '_').replace('__', '--', 1), known)}")
@@ -375,11 +396,20 @@ def _suggestion(name: str, known: Sequence[str] | set[str]) -> str:
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
+    """The settings of a file; a bare name that is not here is looked up among those that come with the programs."""
+    if not path.is_file() and path.name == os.fspath(path):
+        path = Path(str(resources.files("hf_lookbehind.scripts"))) / "recipes" / path
+        if not path.is_file():
+            raise InputError(f"{path.name}: there is no such file of settings, neither here nor in {path.parent}")
     if not path.is_file():
         raise InputError(f"{path}: there is no such file of settings")
     try:
         text = path.read_text(encoding="utf-8")
         settings = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        # without the line itself, which might hold a secret
+        line = "" if error.problem_mark is None else f" in line {error.problem_mark.line + 1}"
+        raise InputError(f"{path} cannot be read: {one_line(error.problem)}{line}") from error
     except (ValueError, yaml.YAMLError, OSError) as error:
         raise InputError(f"{path} cannot be read: {one_line(error)}") from error
     if settings is None:
@@ -387,55 +417,3 @@ def _read_settings(path: Path) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise InputError(f"{path} must hold settings as 'name: value', not a {type(settings).__name__}")
     return settings
-
-
-def looks_like_path(name: str) -> bool:
-    """Whether a name that does not exist here was meant as a path rather than as `user/name` on the Hub."""
-    parent = Path(name).expanduser().parent
-    return name.startswith((".", "~", os.sep)) or name.count("/") > 1 or (parent != Path(".") and parent.is_dir())
-
-
-def _check_model_folder(flag: str, name: str, *, weights: bool) -> None:
-    folder = Path(name).expanduser()
-    if not folder.exists():
-        if looks_like_path(name):
-            raise InputError(f"{flag} {name!r}: there is no such model folder")
-        return
-    if not folder.is_dir():
-        raise InputError(f"{flag} {name!r} is a file: the folder of a saved model is needed")
-    if not (folder / "config.json").is_file():
-        raise InputError(f"{flag} {name!r} is not a model folder: it has no config.json")
-    if weights and not any(file.suffix in (".safetensors", ".bin") for file in folder.iterdir()):
-        raise InputError(f"{flag} {name!r} has no weights: a model.safetensors is needed")
-
-
-def _check_output_dir(training: dict[str, Any]) -> None:
-    """Can checkpoints be written, and which of those already there are wanted?"""
-    output_dir = Path(training["output_dir"] or "trainer_output").expanduser()
-    nearest = next(path for path in (output_dir, *output_dir.absolute().parents) if os.path.exists(path))
-    if not nearest.is_dir():
-        raise InputError(f"--output_dir {str(output_dir)!r} is not allowed: {str(nearest)!r} is a file")
-    try:
-        # permission bits do not bind root: only trying tells
-        with tempfile.TemporaryFile(dir=nearest):
-            pass
-    except OSError as error:
-        raise InputError(f"--output_dir {str(output_dir)!r} is not writable: {error.strerror}") from error
-    checkpoints = sorted(output_dir.glob("checkpoint-*"))
-    resume = resume_from(training["resume_from_checkpoint"])
-    if resume is None and checkpoints:
-        raise InputError(
-            f"--output_dir {str(output_dir)!r} already holds {checkpoints[-1].name}: give another folder, empty it, "
-            "or continue with --resume_from_checkpoint last"
-        )
-    if resume is True and not checkpoints:
-        raise InputError(f"--resume_from_checkpoint: {str(output_dir)!r} holds no checkpoint")
-    if isinstance(resume, str) and not (Path(resume) / "trainer_state.json").is_file():
-        raise InputError(f"--resume_from_checkpoint {resume!r} is no checkpoint: it has no trainer_state.json")
-
-
-def resume_from(value: str | None) -> str | bool | None:
-    """`--resume_from_checkpoint` as `Trainer.train` takes it: a path, True for the last complete one, or None."""
-    if value is None or value.lower() == "false":
-        return None
-    return True if value.lower() in ("last", "true") else value

@@ -69,8 +69,8 @@ def load_splits(
         else:
             path = os.fspath(folder) if folder.exists() else name
             data = load_dataset(path, args.dataset_config_name, cache_dir=cache_dir, token=token)
-    except LookupError as error:
-        # what `load_from_disk` makes of a folder without a single example
+    except (LookupError, TypeError, AttributeError) as error:
+        # what `load_from_disk` makes of a folder without a single example, or with other JSON than it wrote
         raise InputError(f"--dataset_name {name!r} is empty or damaged: {one_line(error)}") from error
     except (OSError, ValueError, DatasetsError) as error:
         what = "cannot be read" if folder.exists() else "is neither a folder here nor reachable on the Hub"

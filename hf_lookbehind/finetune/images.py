@@ -96,12 +96,26 @@ def open_image(value: dict[str, Any] | None, where: str) -> PILImage.Image:
     name = f"{value['path']} ({where})" if value["path"] else where
     try:
         with PILImage.open(value["path"] if value["bytes"] is None else io.BytesIO(value["bytes"])) as file:
-            image = ImageOps.exif_transpose(file)
+            image = _eight_bits(ImageOps.exif_transpose(file), name)
             if "transparency" in image.info:
                 image = image.convert("RGBA")
             return image.convert("L" if image.mode in ("1", "L") else "RGB")
+    except InputError:
+        raise
     except DECODING_ERRORS as error:
         raise InputError(f"damaged image: {name} cannot be decoded ({one_line(error)})") from error
+
+
+def _eight_bits(image: PILImage.Image, name: str) -> PILImage.Image:
+    """A deeper grey image in 8 bits: PIL's own conversion cuts off all that is brighter than 255."""
+    if image.mode == "F":
+        raise InputError(f"{name} has floating-point pixels, whose range is unknown: save it with 8 or 16 bits")
+    if not image.mode.startswith("I"):
+        return image
+    pixels = np.asarray(image).astype(np.int64)
+    if pixels.min() < 0 or pixels.max() > 65535:
+        raise InputError(f"{name} has pixels from {pixels.min()} to {pixels.max()}: save it with 8 or 16 bits")
+    return PILImage.fromarray(np.rint(pixels / 257).astype(np.uint8))
 
 
 @dataclass(frozen=True)
@@ -255,7 +269,12 @@ class ImageDataset(torch.utils.data.Dataset):
         return self._preprocess([self.corruption(image).convert("RGB") for image in self._open(positions)])
 
     def _preprocess(self, images: list[PILImage.Image]) -> Tensor:
-        return self.processor(images=images, return_tensors="pt")["pixel_values"]
+        try:
+            return self.processor(images=images, return_tensors="pt")["pixel_values"]
+        except (ArithmeticError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+            raise InputError(
+                f"the image processor cannot take images of {self.part.name}: {one_line(error)}"
+            ) from error
 
 
 def first_image_size(part: Part, column: str) -> int:

@@ -36,6 +36,8 @@ def load_metric(name: str) -> Any:
     Raises:
         InputError: the metric can be had from neither, or does not rate predicted classes.
     """
+    if not name.strip():
+        raise InputError(f"--metric {name!r} is not allowed: the name of a metric, such as {', '.join(SHIPPED)}")
     if name in SHIPPED:
         metric = SHIPPED[name](keep_in_memory=True)
     else:

@@ -1,6 +1,6 @@
 """Loading models for a task: whose head is kept, which label has which number, errors that name the flag."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -79,10 +79,18 @@ def classes_of_head(config: PreTrainedConfig, task: str) -> list[str] | None:
     Args:
         config: of the saved model.
         task: what the names of its classes end with, as in "ForImageClassification".
+
+    Raises:
+        InputError: the numbers of the classes have gaps.
     """
     if not any(task in name for name in config.architectures or ()):
         return None
     names: Any = config.id2label
+    if set(names) != set(range(len(names))):
+        raise InputError(
+            f"the model's config numbers its classes {', '.join(map(str, list(names)[:5]))}, ... in id2label: "
+            "0, 1, 2, ... without a gap is needed"
+        )
     return [names[i] for i in range(len(names))]
 
 
@@ -96,6 +104,9 @@ def choose_classes(
     Raises:
         InputError: a head does not know them, and `--ignore_mismatched_sizes` is not given.
     """
+    problem = getattr(config, "problem_type", None)
+    if problem not in (None, "single_label_classification"):
+        raise InputError(f"problem_type={problem!r} in the model's config is not supported: an example has one label")
     head = classes_of_head(config, task) if args.model_name_or_path is not None else None
     if head is None:
         return list(names), False
@@ -131,10 +142,35 @@ def build_model(
             return auto_class.from_config(config, dtype=dtype)
     options = hub_options(args) | {"ignore_mismatched_sizes": args.ignore_mismatched_sizes}
     with blamed_on("model_name_or_path", args.model_name_or_path):
-        model = auto_class.from_pretrained(args.model_name_or_path, config=config, dtype=dtype, **options)
+        try:
+            model = auto_class.from_pretrained(args.model_name_or_path, config=config, dtype=dtype, **options)
+        except RuntimeError as error:
+            if "ignore_mismatched_sizes" in str(error):
+                # the library's own message points to a report that is not shown
+                raise ValueError("its weights have other sizes than its config says") from error
+            raise
     if new_head:
         _renew_head(model, auto_class.from_config(config, dtype=dtype))
     return model
+
+
+@torch.no_grad()
+def try_out(model: PreTrainedModel, batch: Mapping[str, torch.Tensor], args: ModelArguments) -> None:
+    """One forward pass, before anything is written. It leaves no trace: no dropout, no random numbers drawn.
+
+    Raises:
+        InputError: the model cannot take such examples.
+    """
+    problem = getattr(model.config, "problem_type", None)
+    flag = next((f for f in ("model_name_or_path", "config_overrides", "config_name") if getattr(args, f)), None)
+    training = model.training
+    model.eval()
+    with blamed_on(flag or "config_name", getattr(args, flag or "config_name")), torch.random.fork_rng(devices=[]):
+        logits = model(**{name: tensor.to(model.device) for name, tensor in batch.items()}).logits
+        if logits.shape != (len(batch["labels"]), model.config.num_labels):
+            raise ValueError(f"its logits have the shape {tuple(logits.shape)}")
+    model.config.problem_type = problem  # the library's loss fills it in
+    model.train(training)
 
 
 @torch.no_grad()

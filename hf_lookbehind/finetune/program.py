@@ -5,9 +5,11 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from transformers.utils import logging
 
 from ..config import InputError
 
@@ -15,6 +17,7 @@ DONE = 0
 FAILED = 1
 BAD_INPUT = 2
 INTERRUPTED = 130
+PREEMPTED = 143  # what a shell reports of a program that SIGTERM has ended
 
 STATUS_NAME = "run_status.json"
 
@@ -30,6 +33,21 @@ def one_line(message: Any) -> str:
     if text.startswith("Caught ") and "\n" in text:
         text = text.splitlines()[-1].partition(": ")[2]
     return " ".join(text.split())
+
+
+class Preempted(Exception):
+    """SIGTERM has ended the training, after a checkpoint."""
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No warnings of the library in the block: bad input is one line."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 class RunStatus:
@@ -49,13 +67,18 @@ class RunStatus:
             self._write("running", None, "")
 
     def done(self) -> None:
-        if is_main_process():
+        if self.started and is_main_process():
             self._write("done", DONE, "")
 
     def fail(self, status: str, exit_code: int, message: str) -> None:
-        """Record a failure. Any process may be the one that fails; the first one's reason is the one that counts."""
-        if is_main_process() if not self.started else self._read() == "running":
-            self._write(status, exit_code, message)
+        """Record a failure after the start, if the disk allows it.
+
+        Any process may be the one that fails; the first one's reason is the one that counts.
+        """
+        if self.started:
+            with suppress(OSError, ValueError, KeyError):
+                if self._read() == "running":
+                    self._write(status, exit_code, message)
 
     def _read(self) -> str | None:
         if self.output_dir is None:
@@ -69,9 +92,22 @@ class RunStatus:
         self.output_dir.mkdir(parents=True, exist_ok=True)
         # renamed into place: a reader never sees half a file
         unfinished = self.output_dir / f".{STATUS_NAME}.{os.getpid()}"
-        content = {"status": status, "exit_code": exit_code, "message": message}
-        unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        unfinished.replace(self.output_dir / STATUS_NAME)
+        text = json.dumps({"status": status, "exit_code": exit_code, "message": message}, indent=2) + "\n"
+        try:
+            unfinished.write_text(text, encoding="utf-8")
+            unfinished.replace(self.output_dir / STATUS_NAME)
+        except OSError:
+            # a full disk may still take it in the place of the old one
+            with suppress(OSError):
+                unfinished.unlink(missing_ok=True)
+            _overwrite(self.output_dir / STATUS_NAME, text)
+
+
+def _overwrite(path: Path, text: str) -> None:
+    """Without giving back the space that the file has."""
+    with path.open("r+", encoding="utf-8") as file:
+        file.write(text)
+        file.truncate()
 
 
 @contextmanager
@@ -93,33 +129,46 @@ def _resume_hint(output_dir: Path | None) -> str:
     return "no checkpoint was saved"
 
 
-def run_program(work: Callable[[RunStatus], Any]) -> int:
-    """Run `work(status)` and return the program's exit code.
+def _show(show: Callable[[Any], Any], result: Any) -> None:
+    """A reader that has gone (`| head`) does not undo what was done."""
+    try:
+        show(result)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # nothing is left to be flushed at exit, which would fail again
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def run_program(work: Callable[[RunStatus], Any], show: Callable[[Any], Any] | None = None) -> int:
+    """Run `result = work(status)`, then `show(result)` where this is the main process; returns the exit code.
 
     0: done. 2: bad input, one line on stderr; nothing written unless `status.start()` had been called. 130:
-    interrupted by the user. 1: anything else, with its traceback.
+    interrupted by the user. 143: by SIGTERM, after a checkpoint. 1: anything else, with its traceback.
     """
     status = RunStatus()
     try:
-        work(status)
+        result = work(status)
+        status.done()
+        if show is not None and is_main_process():
+            _show(show, result)
     except InputError as error:
         message = one_line(error)
-        if status.started:
-            status.fail("bad input", BAD_INPUT, message)
+        status.fail("bad input", BAD_INPUT, message)
         # before the start all processes find the same; later the one that failed is the one that knows
         if status.started or is_main_process():
             sys.stderr.write(f"error: {message}\n")
         return BAD_INPUT
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Preempted) as error:
+        exit_code = PREEMPTED if isinstance(error, Preempted) else INTERRUPTED
         message = f"interrupted: {_resume_hint(status.output_dir)}"
-        status.fail("interrupted", INTERRUPTED, message)
+        status.fail("interrupted", exit_code, message)
         if is_main_process():
             sys.stderr.write(message + "\n")
-        return INTERRUPTED
+        return exit_code
     except Exception as error:
         # the top of the program: recorded, shown in full, and turned into an exit code
         status.fail("failed", FAILED, one_line(f"{type(error).__name__}: {error}"))
         traceback.print_exc()
         return FAILED
-    status.done()
     return DONE

@@ -29,7 +29,7 @@ def last_complete_checkpoint(output_dir: str | Path) -> str | None:
     `transformers.trainer_utils.get_last_checkpoint` takes the newest folder, also one that a kill left half-written.
     """
     for checkpoint in _newest_first(Path(output_dir)):
-        problem = _what_is_missing(checkpoint)
+        problem = what_is_missing(checkpoint)
         if problem is None:
             return str(checkpoint)
         logger.warning(f"{checkpoint} is passed over: {problem}; it was cut while being written")
@@ -104,7 +104,8 @@ def _newest_first(output_dir: Path) -> Iterator[Path]:
     return (steps[step] for step in sorted(steps, reverse=True))
 
 
-def _what_is_missing(checkpoint: Path) -> str | None:
+def what_is_missing(checkpoint: Path) -> str | None:
+    """Why a checkpoint cannot be resumed from, or None for a complete one."""
     if (checkpoint / _SENTINEL).exists():
         return f"it still holds {_SENTINEL}"
     try:

@@ -6,7 +6,9 @@ from dataclasses import fields
 import pytest
 
 from hf_lookbehind.config import InputError, LookbehindConfig
-from hf_lookbehind.finetune.arguments import FlagParser, resume_from
+from hf_lookbehind.finetune.arguments import FlagParser
+from hf_lookbehind.finetune.paths import resume_from
+from hf_lookbehind.scripts.run_image_classification import make_parser
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +70,13 @@ def test_every_field_of_the_config_has_a_flag_and_its_help(parser, name):
         (["--learn", "1"], "unknown flag --learn: did you mean --learning_rate?"),
         (["-k", "1"], "unknown flag -k"),
         (["--trust_remote_code"], "unknown flag --trust_remote_code"),
-        (["stray"], "unexpected argument 'stray'"),
+        (["stray"], "unexpected argument before the first flag"),
+        (["--k", "1_0"], "--k='1_0' is not allowed"),
+        (["--max_steps", "0"], "--max_steps 0 is not allowed"),
+        (["--max_steps", "-2"], "--max_steps -2 is not allowed"),
+        (["--seed", "4294967296"], "--seed 4294967296 is not allowed"),
+        (["--data_seed", "4294967296"], "--data_seed 4294967296 is not allowed"),
+        (["--model_name_or_path", "./" + "x" * 300], "there is no such model folder"),
         (["--push_to_hub"], "--push_to_hub is reserved"),
         (["--hub_token", "x"], "--hub_token is reserved"),
         (["--learning_rate", "nan"], "--learning_rate nan is not allowed"),
@@ -85,8 +93,8 @@ def test_every_field_of_the_config_has_a_flag_and_its_help(parser, name):
         (["--config_name", "/nowhere"], "--config_name '/nowhere': there is no such model folder"),
         (["--dataset_name", "./nowhere"], "--dataset_name './nowhere': there is no such folder"),
         (["--model_name_or_path", "x", "--config_overrides", "a=1"], "--config_overrides is for a new model"),
-        (["--resume_from_checkpoint", "last"], "holds no checkpoint"),
-        (["--resume_from_checkpoint", "/nowhere"], "--resume_from_checkpoint '/nowhere' is no checkpoint"),
+        (["--resume_from_checkpoint", "last"], "holds no complete checkpoint"),
+        (["--resume_from_checkpoint", "/nowhere"], "--resume_from_checkpoint '/nowhere' is no complete"),
     ],
 )
 def test_bad_flags_are_refused_by_name_and_nothing_is_written(parse, tmp_path, flags, message):
@@ -96,10 +104,25 @@ def test_bad_flags_are_refused_by_name_and_nothing_is_written(parse, tmp_path, f
     assert not any(tmp_path.iterdir())
 
 
-def test_the_value_of_an_unknown_flag_is_not_repeated(parse):
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--tokn=hf_secret"], "unknown flag --tokn"),
+        (["--token=", "hf_secret"], "after --token:"),
+        (["--k", "1", "--token", "hf_public", "hf_secret", "--rho", "1"], "after --token:"),
+        (["hf_secret"], "before the first flag"),
+        (["token: [hf_1, hf_secret]"], "after --token:"),
+        (["token: [hf_secret"], "cannot be read: expected ',' or ']'"),
+        (["token: hf_secret\nk: @"], "cannot be read: found character '@'"),
+    ],
+)
+def test_a_value_that_might_be_a_secret_is_not_repeated(parse, tmp_path, flags, message):
+    if "token: " in flags[0]:
+        (tmp_path / "settings.yaml").write_text(flags[0])
+        flags = [str(tmp_path / "settings.yaml")]
     with pytest.raises(InputError) as refused:
-        parse("--tokn=hf_secret")
-    assert "hf_secret" not in str(refused.value)
+        parse(*flags)
+    assert message in str(refused.value) and "hf_" not in str(refused.value).replace(str(tmp_path), "")
 
 
 def test_lookbehinds_flags_are_checked_before_files(parse):
@@ -109,12 +132,33 @@ def test_lookbehinds_flags_are_checked_before_files(parse):
 
 @pytest.mark.parametrize(
     "where, message",
-    [("file", "is a file"), ("file/below", "is a file"), ("/proc/nowhere/out", "is not writable")],
+    [
+        ("file", "is a file"),
+        ("file/below", "is a file"),
+        ("/proc/nowhere/out", "is not writable"),
+        ("x" * 300, "no file can have such a name"),
+        ("nowhere/" + "x" * 300, "no file can have such a name"),
+        ("a\0b", "no file can have such a name"),
+    ],
 )
 def test_an_output_dir_that_cannot_be_made_is_refused(parser, tmp_path, where, message):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=f"--output_dir .*{message}"):
         parser.parse(["--output_dir", str(tmp_path / where)])
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_an_output_dir_needs_a_name(parser, name):
+    with pytest.raises(InputError, match="--output_dir ' ?' is not allowed"):
+        parser.parse(["--output_dir", name])
+
+
+@pytest.mark.parametrize("flag", ["model_name_or_path", "config_name", "dataset_name"])
+def test_an_output_dir_that_is_read_is_refused(parser, tmp_path, flag):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_text("")
+    with pytest.raises(InputError, match=f"it is the folder of --{flag}"):
+        parser.parse([f"--{flag}", str(tmp_path), "--output_dir", f"{tmp_path}/below/.."])
 
 
 def test_an_output_dir_with_checkpoints_is_refused_unless_training_continues(parser, tmp_path):
@@ -122,9 +166,16 @@ def test_an_output_dir_with_checkpoints_is_refused_unless_training_continues(par
     checkpoint.mkdir()
     with pytest.raises(InputError, match="already holds checkpoint-3.*--resume_from_checkpoint last"):
         parser.parse(["--output_dir", str(tmp_path)])
-    parser.parse(["--output_dir", str(tmp_path), "--resume_from_checkpoint", "last"])
+    resumes = [["--output_dir", str(tmp_path), "--resume_from_checkpoint", name] for name in ("last", str(checkpoint))]
+    for content in (None, "", '{"global_'):
+        if content is not None:
+            (checkpoint / "trainer_state.json").write_text(content)
+        for resume in resumes:
+            with pytest.raises(InputError, match="no complete checkpoint"):
+                parser.parse(resume)
     (checkpoint / "trainer_state.json").write_text("{}")
-    parser.parse(["--output_dir", str(tmp_path), "--resume_from_checkpoint", str(checkpoint)])
+    for resume in resumes:
+        parser.parse(resume)
 
 
 @pytest.mark.parametrize(
@@ -176,6 +227,16 @@ def test_bad_files_of_settings_are_refused(parse, tmp_path, text, message):
 def test_a_missing_file_of_settings_is_named(parse):
     with pytest.raises(InputError, match="nowhere.yaml: there is no such file"):
         parse("nowhere.yaml")
+
+
+def test_a_bare_name_is_looked_up_among_the_recipes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    parser = make_parser()
+    assert parser.parse(["vit_digits.yaml"]).data.dataset_name == "digits"
+    (tmp_path / "vit_digits.yaml").write_text("train_dir: .")
+    assert parser.parse(["vit_digits.yaml"]).data.dataset_name is None
+    with pytest.raises(InputError, match="there is no such file"):
+        parser.parse(["./nowhere/vit_digits.yaml"])
 
 
 def test_help_is_grouped_and_starts_with_the_examples(parser):

@@ -47,6 +47,37 @@ def test_images_of_every_mode_become_three_channels(mode, tmp_path):
     assert dataset_of([str(path)])[0]["pixel_values"].shape == (3, 8, 8)
 
 
+@pytest.mark.parametrize("mode", ["I;16", "I;16B", "I", "RGB", "CMYK", "P"])
+def test_deeper_and_other_pixels_keep_their_values(mode, tmp_path):
+    grey = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
+    path = tmp_path / ("x.png" if mode in ("I;16", "P") else "x.tiff")
+    if mode.startswith("I;16"):
+        order = ">u2" if mode.endswith("B") else "<u2"
+        PILImage.frombytes(mode, (8, 8), (grey.astype(np.uint16) * 257).astype(order).tobytes()).save(path)
+    elif mode == "I":
+        PILImage.fromarray(grey.astype(np.int32) * 257).save(path)
+    else:
+        PILImage.fromarray(grey).convert("RGB").convert(mode, palette=PILImage.Palette.ADAPTIVE).save(path)
+    opened = images.open_image({"path": str(path), "bytes": None}, "row 0")
+    assert opened.mode == ("RGB" if mode in ("RGB", "CMYK", "P") else "L")
+    assert np.array_equal(np.asarray(opened.convert("L")), grey)
+
+
+@pytest.mark.parametrize(
+    "pixels, message",
+    [
+        (np.full((8, 8), 0.5, np.float32), "deep.tiff .row 0. has floating-point pixels"),
+        (np.full((8, 8), 70000, np.int32), "deep.tiff .row 0. has pixels from 70000 to 70000"),
+        (np.full((8, 8), -1, np.int32), "deep.tiff .row 0. has pixels from -1 to -1"),
+    ],
+)
+def test_pixels_of_an_unknown_range_are_refused(tmp_path, pixels, message):
+    path = tmp_path / "deep.tiff"
+    PILImage.fromarray(pixels).save(path)
+    with pytest.raises(InputError, match=message):
+        images.open_image({"path": str(path), "bytes": None}, "row 0")
+
+
 def test_corruptions():
     image = random_image()
     pixels = np.asarray(image).astype(int)

@@ -39,3 +39,8 @@ def test_the_metric_for_the_best_model_must_be_reported():
         metrics.check_best_metric(name, ["accuracy"])
     with pytest.raises(InputError, match="--metric_for_best_model 'f1' is not reported: allowed are loss, accuracy"):
         metrics.check_best_metric("f1", ["accuracy"])
+
+
+def test_a_metric_needs_a_name():
+    with pytest.raises(InputError, match="--metric '' is not allowed"):
+        metrics.compute_metrics_for("")

@@ -1,11 +1,23 @@
 """Exit codes, messages and `run_status.json`."""
 
+import errno
 import json
+import os
+import subprocess
+import sys
 
 import pytest
+from transformers.utils import logging
 
 from hf_lookbehind.config import InputError
-from hf_lookbehind.finetune.program import RunStatus, no_empty_folder, one_line, run_program
+from hf_lookbehind.finetune.program import (
+    Preempted,
+    RunStatus,
+    no_empty_folder,
+    one_line,
+    quiet_transformers,
+    run_program,
+)
 
 
 def program(folder, error, *, start):
@@ -28,13 +40,14 @@ def program(folder, error, *, start):
         (None, 0, "done"),
         (InputError("bad\n  news"), 2, "bad input"),
         (KeyboardInterrupt(), 130, "interrupted"),
+        (Preempted(), 143, "interrupted"),
         (RuntimeError("broken"), 1, "failed"),
     ],
 )
 def test_exit_codes_and_status(tmp_path, capsys, error, code, status, start):
     folder = tmp_path / "out"
     assert program(folder, error, start=start) == code
-    if code == 2 and not start:
+    if not start:
         assert not folder.exists()
     else:
         written = json.loads((folder / "run_status.json").read_text())
@@ -42,6 +55,7 @@ def test_exit_codes_and_status(tmp_path, capsys, error, code, status, start):
         assert [path.name for path in folder.iterdir()] == ["run_status.json"]
     printed = capsys.readouterr().err
     expected = {0: "", 2: "error: bad news\n", 130: "interrupted: no checkpoint was saved\n"}
+    expected[143] = expected[130]
     assert printed == expected[code] if code in expected else "Traceback" in printed and "broken" in printed
 
 
@@ -92,3 +106,45 @@ def test_folders_that_a_failure_leaves_empty_are_removed(tmp_path):
         (tmp_path / "kept" / "a" / "b").mkdir(parents=True)
         raise ValueError
     assert (tmp_path / "kept").is_dir() and not (tmp_path / "kept" / "a").exists()
+
+
+@pytest.mark.parametrize("overwritable", [True, False])
+def test_a_full_disk_keeps_the_exit_code_and_the_error(tmp_path, capsys, monkeypatch, overwritable):
+    def full(self, *args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def work(status: RunStatus) -> None:
+        status.output_dir = tmp_path
+        status.start()
+        monkeypatch.setattr("pathlib.Path.write_text", full)
+        if not overwritable:
+            monkeypatch.setattr("pathlib.Path.open", full)
+        raise InputError("the reason")
+
+    assert run_program(work) == 2
+    assert capsys.readouterr().err == "error: the reason\n"
+    monkeypatch.undo()
+    expected = "bad input" if overwritable else "running"
+    assert json.loads((tmp_path / "run_status.json").read_text())["status"] == expected
+
+
+def test_a_reader_that_has_gone_does_not_fail_the_run(tmp_path):
+    text = (
+        "import sys, pathlib; from hf_lookbehind.finetune.program import run_program\n"
+        "def work(status): status.output_dir = pathlib.Path(sys.argv[1]); status.start()\n"
+        "sys.exit(run_program(work, lambda result: print('x' * 10**6)))"
+    )
+    read, write = os.pipe()
+    os.close(read)
+    process = subprocess.run([sys.executable, "-c", text, str(tmp_path)], stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    assert (process.returncode, process.stderr) == (0, b"")
+    assert json.loads((tmp_path / "run_status.json").read_text())["status"] == "done"
+
+
+def test_the_library_is_quiet_for_a_while():
+    before = logging.get_verbosity()
+    with pytest.raises(ValueError), quiet_transformers():
+        assert logging.get_verbosity() == logging.ERROR
+        raise ValueError
+    assert logging.get_verbosity() == before

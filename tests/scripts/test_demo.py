@@ -28,6 +28,7 @@ def trial(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
     (folder / "notes.txt").write_text("the user's own")
     (folder / "adamw").mkdir()
     (folder / "adamw" / "left-over.txt").write_text("of an earlier run")
+    (folder / "adamw" / "run_status.json").write_text("{}")
     return folder, run_demo("--output_dir", folder, "--max_steps", 1, "--seeds", 0, 1, "--draws", 1)
 
 
@@ -116,6 +117,40 @@ def test_recipe_without_a_setting_is_bad_input(tmp_path):
     (tmp_path / "recipe.yaml").write_text("adamw: {learning_rate: 0.001}\n")
     with pytest.raises(InputError, match="no learning_rate for sam"):
         demo.read_recipe(tmp_path / "recipe.yaml")
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--recipe", "nowhere"], "--recipe 'nowhere' cannot be read"),
+        (["--output_dir", "/dev/null"], "--output_dir '/dev/null'"),
+        (["--output_dir", ""], "--output_dir ''"),
+        (["--draws", "0"], "--draws 0"),
+        (["--draws", "many"], "--draws"),
+        (["--max_steps", "0"], "--max_steps 0"),
+        (["--seeds", "-1"], "--seeds"),
+        (["--seeds", "1", "1"], "--seeds 1 1"),
+        (["--drawss", "1"], "--drawss"),
+        (["--choose_settings", "--recipe", "nowhere/recipe.yaml"], "--recipe 'nowhere/recipe.yaml'"),
+    ],
+)
+def test_bad_input_is_one_line_before_anything_is_written(tmp_path, capfd, monkeypatch, flags, message):
+    monkeypatch.chdir(tmp_path)
+    assert demo.main(flags) == 2
+    printed = capfd.readouterr().err
+    assert printed.startswith("error: ") and printed.count("\n") == 1 and message in printed, printed
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["sam/notes.txt", "pretrained/notes.txt", "results.json/notes.txt"])
+def test_the_users_own_folders_are_in_the_way_and_nothing_is_removed(tmp_path, capsys, name):
+    (tmp_path / name).parent.mkdir()
+    (tmp_path / name).write_text("mine")
+    (tmp_path / "adamw").mkdir()
+    (tmp_path / "adamw" / "run_status.json").write_text("{}")
+    assert demo.main(["--output_dir", str(tmp_path)]) == 2
+    assert f"error: {(tmp_path / name).parent} is in the way" in capsys.readouterr().err
+    assert (tmp_path / name).read_text() == "mine" and (tmp_path / "adamw" / "run_status.json").exists()
 
 
 def test_failing_run_fails_the_demo(tmp_path, monkeypatch):

@@ -1,7 +1,10 @@
 """The image program from its flags to its folder: what it refuses, what it trains, what it leaves behind."""
 
 import json
+import os
+import re
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +12,16 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as PILImage
-from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTConfig, ViTModel, pipeline
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessorPil,
+    ViTModel,
+    pipeline,
+)
+from transformers.trainer_jit_checkpoint import CheckpointManager
 
 from hf_lookbehind.finetune import images
 from hf_lookbehind.scripts import __main__ as command
@@ -70,6 +82,24 @@ def broken_folder(root):
 def settings_file(path, text):
     path.write_text(text)
     return str(path)
+
+
+def damaged_dataset(folder):
+    folder.mkdir()
+    (folder / "dataset_dict.json").write_text("[]")
+    return str(folder)
+
+
+def model_folder(tmp, **changes):
+    """A model for digits, and then other values in its config."""
+    labels = {i: str(i) for i in range(10)}
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = ViTConfig(**sizes, image_size=8, patch_size=2, id2label=labels)
+    ViTForImageClassification(config).save_pretrained(tmp / "model")
+    ViTImageProcessorPil(size={"height": 8, "width": 8}).save_pretrained(tmp / "model")
+    content = json.loads((tmp / "model" / "config.json").read_text()) | changes
+    (tmp / "model" / "config.json").write_text(json.dumps(content))
+    return ["--model_name_or_path", str(tmp / "model")]
 
 
 def on(folder):
@@ -145,6 +175,40 @@ BAD_INPUT = {
         "--eval_strategy",
     ),
     "push": (lambda tmp: [*DIGITS, "--push_to_hub"], "--push_to_hub"),
+    "output is input": (
+        lambda tmp: ["--train_dir", save_folders(tmp / "data"), "--output_dir", str(tmp / "data")],
+        "it is the folder of --train_dir",
+    ),
+    **{
+        " ".join(flags): (lambda tmp, f=flags: [*DIGITS, *NEW_MODEL, *f], message)
+        for flags, message in (
+            (("--lr_scheduler_kwargs", "foo"), "--lr_scheduler_kwargs foo"),
+            (("--lr_scheduler_kwargs", '{"foo":1}'), "--lr_scheduler_kwargs {'foo': 1}"),
+            (("--lr_scheduler_type", "cosine_with_min_lr"), "--lr_scheduler_type cosine_with_min_lr"),
+            (("--optim_args", "foo"), "--optim_args foo"),
+            (("--optim", "galore_adamw"), "--optim galore_adamw"),
+            (("--optim", "adamw_bnb_8bit"), "--optim adamw_bnb_8bit"),
+            (("--report_to", "wandb"), "wandb"),
+            (("--fsdp", "full_shard"), "fsdp"),
+            (("--torch_compile_backend", "foo"), "torch_compile_backend"),
+            (("--metric", ""), "--metric ''"),
+        )
+    },
+    **{
+        override: (lambda tmp, o=override: [*DIGITS, "--config_overrides", f"{TINY},{o}"], "--config_overrides")
+        for override in ("patch_size=100", "image_size=0", "image_size=-8", "patch_size=0")
+    },
+    "regression": (lambda tmp: [*DIGITS, *model_folder(tmp, problem_type="regression")], "problem_type='regression'"),
+    "multi label": (
+        lambda tmp: [*DIGITS, *model_folder(tmp, problem_type="multi_label_classification")],
+        "problem_type='multi_label",
+    ),
+    "gaps in id2label": (
+        lambda tmp: [*DIGITS, *model_folder(tmp, id2label={i + 1: str(i) for i in range(10)})],
+        "id2label",
+    ),
+    "weights of another size": (lambda tmp: [*DIGITS, *model_folder(tmp, hidden_size=32)], "--model_name_or_path"),
+    "damaged dataset": (lambda tmp: on(damaged_dataset(tmp / "data")), "--dataset_name"),
     "unsupported optimizer": (lambda tmp: [*DIGITS, *NEW_MODEL, "--optim", "lomo"], "lomo"),
 }
 
@@ -157,8 +221,10 @@ def test_bad_input_is_one_line_and_nothing_is_written(case, trained, tmp_path, c
     flags = [str(trained) if flag == "TRAINED" else flag for flag in make(tmp_path)]
     out = tmp_path / "runs" / "out"
     capfd.readouterr()
-    assert main([*flags, *QUICK, "--output_dir", str(out)]) == 2
-    printed = capfd.readouterr().err
+    flags = flags if "--output_dir" in flags else [*flags, "--output_dir", str(out)]
+    assert main([*flags, *QUICK]) == 2
+    bars = re.compile(r"\rLoading weights:.*[\r\n]")
+    printed = bars.sub("", capfd.readouterr().err)
     assert printed.startswith("error: ") and printed.count("\n") == 1 and message in printed, printed
     assert not (tmp_path / "runs").exists()
 
@@ -256,6 +322,38 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
         shutil.copytree(tmp_path / "whole" / f"checkpoint-{step}", resumed / f"checkpoint-{step}")
         assert main([*flags, "--output_dir", str(resumed), "--resume_from_checkpoint", "last"]) == 0
         assert weights(resumed) == weights(tmp_path / "whole")
+
+
+def test_a_finished_run_that_is_resumed_keeps_its_results(tmp_path):
+    flags = [*DIGITS, *NEW_MODEL, *QUICK, "--max_steps", "2", "--save_steps", "2", "--output_dir", str(tmp_path)]
+    assert main(flags) == 0
+    before = json.loads((tmp_path / "train_results.json").read_text()), weights(tmp_path)
+    results = train([*flags, "--resume_from_checkpoint", "last"])
+    assert (json.loads((tmp_path / "train_results.json").read_text()), weights(tmp_path)) == before
+    assert results.metrics["train_loss"] == before[0]["train_loss"] > 0
+    assert json.loads((tmp_path / "all_results.json").read_text())["train_loss"] == before[0]["train_loss"]
+
+
+def test_sigterm_with_a_checkpoint_is_no_success(tmp_path, capsys, monkeypatch):
+    def preempt(self, args, state, control, **kwargs):
+        self.steps += 1
+        if state.global_step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("hf_lookbehind.finetune.training.StepCounter.on_step_end", preempt)
+    # at once, without HF's wait for a SIGKILL
+    monkeypatch.setattr(CheckpointManager, "_sigterm_handler", lambda self, *_: self._enable_checkpoint())
+    flags = [*DIGITS, *NEW_MODEL, *QUICK, "--max_steps", "200", "--eval_strategy", "no", "--enable_jit_checkpoint"]
+    try:
+        assert main([*flags, "--output_dir", str(tmp_path)]) == 143
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert "--resume_from_checkpoint last" in capsys.readouterr().err.splitlines()[-1]
+    status = json.loads((tmp_path / "run_status.json").read_text())
+    assert (status["status"], status["exit_code"]) == ("interrupted", 143)
+    assert not (tmp_path / "model.safetensors").exists() and not (tmp_path / "all_results.json").exists()
+    assert list(tmp_path.glob("checkpoint-*/trainer_state.json"))
 
 
 def test_early_stopping_keeps_the_best_model(tmp_path):
