@@ -32,6 +32,12 @@ def test_an_error_between_forward_and_backward_leaves_the_next_forward_at_phi():
         assert after == before
 
 
+def test_hsdp_and_m_sharpness_on_shards_are_refused_by_the_core():
+    for hsdp, m_sharpness in run_group(workers.refusals_on_shards):
+        assert "HSDP, tensor parallelism" in hsdp and "Use DDP" in hsdp
+        assert "sync_ascent=False is not allowed with sharded parameters" in m_sharpness
+
+
 def test_trainer_on_a_model_sharded_at_load_time_equals_one_process(tmp_path):
     import torch
 

@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import ProfilerActivity, profile
 from transformers import TrainerCallback, ViTForImageClassification
 
-from hf_lookbehind import Lookbehind, LookbehindConfig
+from hf_lookbehind import InputError, Lookbehind, LookbehindConfig
 from tests.models import MODELS, OPTIMIZERS, TangledMLP, closure_of, groups, weights_of
 from tests.training import PLAIN, images, make_model, make_trainer, train
 
@@ -163,6 +163,20 @@ def fsdp_error_between_forward_and_backward():
         lookbehind.step(closure)
     except RuntimeError:
         return before, loss_fn().item()
+
+
+def refusals_on_shards():
+    """What the core says to HSDP, and to m-sharpness on shards."""
+    dist.init_process_group("gloo")
+    said = []
+    for shape, names, config in (((1, 2), ("replicate", "shard"), {}), ((2,), ("shard",), dict(sync_ascent=False))):
+        model, _ = MODELS["vit"]()
+        fully_shard(model, mesh=torch.distributed.init_device_mesh("cpu", shape, mesh_dim_names=names))
+        try:
+            Lookbehind(model, OPTIMIZERS["sgd"](groups(model)), LookbehindConfig(**config))
+        except InputError as error:
+            said.append(str(error))
+    return said
 
 
 class AssertSharded(TrainerCallback):
