@@ -24,6 +24,7 @@ from .perturbation import (
     select_targets,
     tensor_norms,
 )
+from .rounding import report_rounding
 from .same_function import SameFunction
 from .shards import (
     average_gradients,
@@ -119,6 +120,7 @@ class Lookbehind:
         self._signature: list[tuple] = []
         self._is_open = False  # phi is in its buffer, and the model may hold other weights
         self._is_pending = False  # `begin` is over, the last descent is due
+        self._has_reported_rounding = False
         self._collect_weights()
 
     def step(self, closure: Callable[[], Any], descend: Callable[[], Any] | None = None) -> Any:
@@ -261,10 +263,16 @@ class Lookbehind:
             self._is_open = True
         if not self._is_finite:
             return  # this process waits for the others to learn of it
-        step = float(self._settings.rho or 0) / (self._norms[-1] + NORM_EPSILON)
+        rho = float(self._settings.rho or 0)
+        step = rho / (self._norms[-1] + NORM_EPSILON)
         plain, scaled = _with_gradient(self._plain), _with_gradient(self._scaled)
         sam_step_(_locals(plain), _gradients(plain), step)
         asam_step_(_locals(scaled), _gradients(scaled), step, self._settings.eta)
+        if rho and not self._has_reported_rounding:
+            self._has_reported_rounding = True
+            slow = dict(zip(map(id, self._weights), self._buffer("slow"), strict=True))
+            steps = [([slow[id(p)] for p in moved], moved) for moved in (plain, scaled)]
+            report_rounding(*steps, rho=rho, eta=self._settings.eta)
 
     def _descend(self, i: int, descend: Callable[[], Any]) -> bool:
         """The i-th descent, of the fast weights, while the model holds phi'_{i+1}; which it holds again after.

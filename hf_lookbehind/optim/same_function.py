@@ -9,6 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..config import InputError
+
+# A buffer of integers or of single bytes that has more elements than this holds quantised weights, masks, indices.
+CONSTANT_NUMEL = 1 << 16
+
 
 class SameFunction:
     """Runs a closure several times as one and the same function of the weights.
@@ -24,6 +29,10 @@ class SameFunction:
         passes: how often the closure will run; a single pass needs no copies.
 
     Buffers that a forward registers for the first time are not known before the first pass, and are not replayed.
+    Large buffers of integers or bytes are taken for constants (the weights of a quantised base): no copy is made.
+
+    Raises:
+        InputError: the forward wrote such a constant.
 
     Example:
         with SameFunction(model, devices, passes=2) as same_function:
@@ -40,7 +49,8 @@ class SameFunction:
 
     def __enter__(self) -> "SameFunction":
         if self._is_repeated:
-            self._before = _State(self._random_state(), _copies(self._model))
+            copies, self._constants = _buffers(self._model)
+            self._before = _State(self._random_state(), copies)
         return self
 
     @torch.enable_grad()
@@ -53,7 +63,9 @@ class SameFunction:
         result = closure()
         if not self._is_repeated:
             return result
-        # Most buffers are constants: of those that no forward wrote, no copy is kept.
+        for constant in self._constants:
+            constant.check()
+        # Most buffers are never written: of those that no forward wrote, no copy is kept.
         written = _written(self._before.buffers)
         self._before = self._before._replace(buffers=written)
         self._after = _State(self._random_state(), [_copy(buffer.module, buffer.name) for buffer in written])
@@ -100,6 +112,23 @@ class _Buffer(NamedTuple):
             self.tensor.copy_(self.values)
 
 
+class _Constant(NamedTuple):
+    """A module's buffer that no forward is expected to write; its version says whether one did."""
+
+    module: nn.Module
+    name: str
+    tensor: Tensor
+    version: int
+
+    def check(self) -> None:
+        if self.module._buffers.get(self.name) is not self.tensor or self.tensor._version != self.version:
+            raise InputError(
+                f"the forward of {type(self.module).__name__} writes its buffer {self.name!r} ({self.tensor.dtype}, "
+                f"{self.tensor.numel()} elements), which is not supported: large buffers of integers or bytes are "
+                "taken for constants. Keep it in a floating-point dtype, or outside the module's buffers"
+            )
+
+
 class _State(NamedTuple):
     random: tuple[Any, ...]
     buffers: list[_Buffer]
@@ -115,13 +144,16 @@ def _copy(module: nn.Module, name: str) -> _Buffer:
     return _Buffer(module, name, tensor, None if tensor is None else tensor.clone())
 
 
-def _copies(model: nn.Module) -> list[_Buffer]:
-    return [
-        _copy(module, name)
-        for module in model.modules()
-        for name, tensor in module._buffers.items()
-        if tensor is None or _can_be_written(tensor)
-    ]
+def _buffers(model: nn.Module) -> tuple[list[_Buffer], list[_Constant]]:
+    """The buffers that a forward could write, with copies of their values; and those taken for constants."""
+    copies, constants = [], []
+    for module in model.modules():
+        for name, tensor in module._buffers.items():
+            if tensor is None or (_can_be_written(tensor) and not _is_constant(tensor)):
+                copies.append(_copy(module, name))
+            elif _is_constant(tensor):
+                constants.append(_Constant(module, name, tensor, tensor._version))
+    return copies, constants
 
 
 def _can_be_written(tensor: Tensor) -> bool:
@@ -129,6 +161,12 @@ def _can_be_written(tensor: Tensor) -> bool:
     if tensor.is_meta or tensor.layout != torch.strided:
         return False
     return all(stride > 0 for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1)
+
+
+def _is_constant(tensor: Tensor) -> bool:
+    """Integers or bytes, and too many to be a counter. Inference tensors have no version, and cannot be written."""
+    is_packed = tensor.element_size() == 1 or not (tensor.is_floating_point() or tensor.is_complex())
+    return is_packed and tensor.numel() > CONSTANT_NUMEL and not tensor.is_inference()
 
 
 def _written(buffers: list[_Buffer]) -> list[_Buffer]:

@@ -23,6 +23,11 @@ def is_sharded(tensor: Tensor) -> bool:
     return isinstance(tensor, DTensor)
 
 
+def is_main_process() -> bool:
+    """Whether this is the one that speaks for all."""
+    return not dist.is_available() or not dist.is_initialized() or dist.get_rank() == 0
+
+
 def check_layout(parameters: Sequence[Tensor]) -> None:
     """Raise `InputError` for sharded parameters other than plain FSDP2's, which lie on one mesh of one dimension."""
     sharded = [p for p in parameters if isinstance(p, DTensor)]

@@ -18,7 +18,9 @@ from ..config import InputError, LookbehindConfig
 from ..optim.lookbehind import Lookbehind, LookbehindStats, unwrap_accelerate
 from .callbacks import DeferredJITCheckpointCallback
 from .checkpoints import last_complete_checkpoint, load_renamed_weights, warn_if_config_differs
+from .search import choose_trial_settings
 from .support import refuse_unsupported
+from .trained import trained_module
 
 # For type checkers the mixin is a Trainer; at run time whichever Trainer it is mixed into comes after it.
 _Trainer = Trainer if TYPE_CHECKING else object
@@ -56,7 +58,7 @@ class LookbehindMixin(_Trainer):
     """
 
     # In these, subclasses (of TRL, sentence-transformers) count inside `compute_loss`: passes 1..k leave no trace.
-    lookbehind_counters = ("_metrics", "_total_train_tokens", "accum_loss_components")
+    lookbehind_counters = ("_metrics", "_stored_metrics", "_total_train_tokens", "accum_loss_components")
 
     def __init__(
         self,
@@ -186,7 +188,7 @@ class LookbehindMixin(_Trainer):
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         prepared = super()._prepare_for_training(*args, **kwargs)
-        self._lookbehind = Lookbehind(self.model, self.optimizer, self.lookbehind_config)
+        self._lookbehind = Lookbehind(trained_module(self), self.optimizer, self.lookbehind_config)
         optimizer = unwrap_accelerate(self.optimizer)
         # one by one: an interrupt between the two must not leave one behind
         self._hooks.append(optimizer.register_step_pre_hook(lambda *_: self._lookbehind.enter_fast_weights()))
@@ -236,6 +238,10 @@ class LookbehindMixin(_Trainer):
                 f"{self.args.gradient_accumulation_steps}: no step would ever be taken"
             )
 
+    def _hp_search_setup(self, trial: Any) -> None:
+        with choose_trial_settings(self, trial) as rest:
+            super()._hp_search_setup(rest)
+
     @property
     def was_preempted(self) -> bool:
         """Whether a just-in-time checkpoint (SIGTERM with `enable_jit_checkpoint`) has ended the training."""
@@ -252,8 +258,10 @@ class LookbehindMixin(_Trainer):
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if model is not None or not load_renamed_weights(self.model, resume_from_checkpoint):
+        if model is not None:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+        elif not load_renamed_weights(self.model, resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint)  # sentence-transformers' takes nothing else
 
     def _load_best_model(self) -> None:
         if not load_renamed_weights(self.model, self.state.best_model_checkpoint):

@@ -13,6 +13,7 @@ from transformers.utils.import_utils import is_sagemaker_mp_enabled
 from ..config import InputError, LookbehindConfig
 from ..optim.lookbehind import check_optimizer
 from ..optim.perturbation import parameter_names, select_targets
+from .trained import trained_module
 
 # Their `training_step` only wraps the Trainer's: it can be repeated.
 _REPEATABLE = {("trl", "SFTTrainer"), ("trl", "DPOTrainer"), ("trl", "KTOTrainer"), ("trl", "RewardTrainer")}
@@ -30,8 +31,9 @@ def refuse_unsupported(trainer: Trainer, mixin: type, config: LookbehindConfig) 
     """
     for refusal in (*_parallelism(trainer, config), *_optimizer(trainer), *_training_steps(trainer, mixin)):
         raise InputError(refusal)
-    trainable = [p for p in trainer.model.parameters() if p.requires_grad]
-    select_targets(trainable, parameter_names(trainer.model), config.resolved().target_parameters)
+    trained = trained_module(trainer)
+    trainable = [p for p in trained.parameters() if p.requires_grad]
+    select_targets(trainable, parameter_names(trained), config.resolved().target_parameters)
 
 
 def _parallelism(trainer: Trainer, config: LookbehindConfig) -> Iterator[str]:
