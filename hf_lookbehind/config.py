@@ -32,6 +32,10 @@ def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
+class LookbehindWarning(UserWarning):
+    """Settings that run, and probably do not do what was meant."""
+
+
 @dataclass(frozen=True)
 class LookbehindConfig:
     """Settings of one Lookbehind iteration (Mordido et al., ICML 2024, arXiv 2307.16704, Algorithm 1).

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..config import LookbehindWarning
+
 Settings = dict[str, Any]
 
 
@@ -61,7 +63,9 @@ def grid_search(
     on_edge = [name for name, values in grid.items() if _is_on_edge(best[name], values)]
     if on_edge:
         found = ", ".join(f"{name}={best[name]}" for name in on_edge)
-        warnings.warn(f"the best settings lie on the edge of the grid ({found}): widen it", stacklevel=2)
+        warnings.warn(
+            f"the best settings lie on the edge of the grid ({found}): widen it", LookbehindWarning, stacklevel=2
+        )
     return SearchResult(best, table, on_edge)
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..config import ADAPTIVE_ALPHAS, InputError, LookbehindConfig
+from ..config import ADAPTIVE_ALPHAS, InputError, LookbehindConfig, LookbehindWarning
 from .interpolation import interpolate_, interpolate_adaptively_
 from .perturbation import (
     NORM_EPSILON,
@@ -321,6 +322,8 @@ class Lookbehind:
         signature = [(key, p.dtype, p.device, p.shape) for key, p in unique.items()]
         if signature == self._signature:
             return
+        if not unique:
+            raise InputError("the optimizer holds no parameter that requires grad")
         check_layout(list(unique.values()))
         if not self._settings.sync_ascent and any(map(is_sharded, unique.values())):
             raise InputError("sync_ascent=False is not allowed with sharded parameters. Use sync_ascent=True, or DDP")
@@ -329,6 +332,13 @@ class Lookbehind:
         self._scaled = [p for p in targets if self._settings.ascent == "asam" and is_scaled(p, self._names)]
         scaled = set(map(id, self._scaled))
         self._plain = [p for p in targets if id(p) not in scaled]
+        if self._settings.k and self._settings.ascent == "asam" and not scaled:
+            warnings.warn(
+                "ascent='asam' scales tensors whose name contains 'weight', and none of those perturbed does: its "
+                f"step is that of SAM with rho={self._settings.rho}. Use ascent='sam', with a smaller rho",
+                LookbehindWarning,
+                stacklevel=3,
+            )
         self._buffers: dict[str, list[Tensor]] = {}
 
     def _buffer(self, name: str) -> list[Tensor]:
@@ -403,3 +413,4 @@ def _swap_(a: list[Tensor], b: list[Tensor]) -> None:
         held = [tensor.clone() for tensor in a[chunk]]
         _copy_(a[chunk], b[chunk])
         _copy_(b[chunk], held)
+        del held  # before the next chunk's are made

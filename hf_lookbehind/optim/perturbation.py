@@ -45,6 +45,7 @@ def asam_norms(parameters: Sequence[Tensor], gradients: Sequence[Tensor], eta: f
         scaled = asam_scales(parameters[chunk], eta)
         torch._foreach_mul_(scaled, list(gradients[chunk]))
         norms.append(tensor_norms(scaled))
+        del scaled  # before the next chunk's are made
     return torch.cat(norms)
 
 
@@ -60,6 +61,7 @@ def asam_step_(parameters: Sequence[Tensor], gradients: Sequence[Tensor], step: 
         squared = asam_scales(parameters[chunk], eta)
         torch._foreach_mul_(squared, squared)
         torch._foreach_addcmul_(list(parameters[chunk]), squared, list(gradients[chunk]), value=step)
+        del squared  # before the next chunk's are made
 
 
 def chunks(tensors: Sequence[Tensor], numel: int = CHUNK_NUMEL) -> Iterator[slice]:
@@ -96,11 +98,12 @@ def select_targets(
     Raises:
         InputError: there are patterns, and they match none.
     """
+    parameters = list(parameters)
     if patterns is None:
-        return list(parameters)
+        return parameters
     matching = [p for p in parameters if any(re.search(q, name) for q in patterns for name in names.get(id(p), ()))]
     if not matching:
-        known = [name for aliases in names.values() for name in aliases]
+        known = [name for p in parameters for name in names.get(id(p), ())]
         raise InputError(
             f"target_parameters={list(patterns)!r} matches no trainable parameter: allowed is a regular expression "
             f"found in a parameter's name, for instance {', '.join(map(repr, known[:3]))}"

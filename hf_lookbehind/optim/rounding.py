@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..config import LookbehindWarning
 from .perturbation import accumulation_dtype, asam_scales, chunks, tensor_norms
 from .shards import is_main_process, local, norms_over_shards
 
@@ -30,6 +31,7 @@ def report_rounding(plain: Step, scaled: Step, *, rho: float, eta: float) -> Non
             f"weights stored in {', '.join(sorted(coarse))} round small steps away: the first ascent step has length "
             f"{realised:.3g} where rho={rho} was asked for. Keep the weights in float32 and use autocast (bf16=True "
             "in TrainingArguments)",
+            LookbehindWarning,
             stacklevel=2,
         )
 
@@ -45,4 +47,5 @@ def _lengths(before: Sequence[Tensor], moved: Sequence[Tensor], eta: float | Non
             scales = asam_scales(before[chunk], eta)
             steps = [torch.where(step == 0, step, step / t) for step, t in zip(steps, scales, strict=True)]
         norms.append(tensor_norms(steps))
+        del steps  # before the next chunk's are made
     return norms_over_shards(torch.cat(norms), moved).cpu()
