@@ -1,11 +1,12 @@
 # Everything runs in .venv, which `make venv` creates; the system's Python is only asked to make it.
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-settings test test-all quality style clean
+.PHONY: help venv demo demo-settings test test-quantised test-all quality style clean
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+QUANTISED := $(VENV)/quantised
 SOURCES := hf_lookbehind scripts tests
 # One thread per process: processes that share cores and thread pools slow each other down many times over.
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2
@@ -21,16 +22,24 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
+# Aside, because both print on every import of transformers.
+$(QUANTISED)/.installed: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps --upgrade --target $(QUANTISED) torchao bitsandbytes
+	@touch $@
+
 demo: $(STAMP)  ## fine-tune a vision transformer with five methods and compare them: runs/demo/
 	$(BIN)/python scripts/demo.py
 
 demo-settings: $(STAMP)  ## choose the demo's learning rates and radii again, on its validation split
 	$(BIN)/python scripts/demo.py --choose_settings
 
-test: $(STAMP)  ## run the tests
+test: $(STAMP) test-quantised  ## run the tests
 	$(PYTEST) -m "not slow"
 
-test-all: $(STAMP)  ## run the tests, those marked slow too
+test-quantised: $(QUANTISED)/.installed  ## run the tests that need torchao and bitsandbytes
+	PYTHONPATH=$(abspath $(QUANTISED)) $(PYTEST) tests/trainer/test_peft.py -k quantised
+
+test-all: $(STAMP) test-quantised  ## run the tests, those marked slow too
 	$(PYTEST)
 
 quality: $(STAMP)  ## lint, formatting and types

@@ -111,7 +111,7 @@ class Lookbehind:
     def __init__(self, model: nn.Module, optimizer: Optimizer, config: LookbehindConfig):
         if not isinstance(config, LookbehindConfig):
             raise InputError(f"config={config!r} is not allowed: a LookbehindConfig")
-        check_optimizer(optimizer)
+        check_optimizer(optimizer, config)
         self.model = model
         self.optimizer = optimizer
         self.config = config
@@ -355,7 +355,7 @@ def unwrap_accelerate(optimizer: Any) -> Any:
     return optimizer
 
 
-def check_optimizer(optimizer: Optimizer) -> None:
+def check_optimizer(optimizer: Optimizer, config: LookbehindConfig) -> None:
     """Raise `InputError` for an optimizer that cannot serve as the base optimizer."""
     base = unwrap_accelerate(optimizer)
     if not isinstance(base, Optimizer):
@@ -367,6 +367,32 @@ def check_optimizer(optimizer: Optimizer) -> None:
             f"optimizer={type(base).__name__} is not allowed: it is a SAM wrapper itself; pass the optimizer under it "
             "and choose the method by LookbehindConfig (k=1 is SAM)"
         )
+    for name in _names_of(base):
+        if name in _UNUSABLE:
+            raise InputError(f"optimizer={name} is not allowed: it {_UNUSABLE[name]}. Use one such as AdamW")
+        if (name in _OWN_WEIGHTS or "ScheduleFree" in name) and config.resolved().alpha != 1:
+            raise InputError(
+                f"optimizer={name} is not allowed with steps of the slow weights: it keeps weights of its own, which "
+                "would not take them. Use alpha=1, or one such as AdamW"
+            )
+
+
+# From these weights their next step starts, or it is pulled to them.
+_OWN_WEIGHTS = {
+    "A2Grad", "AccSGD", "DAdaptAdaGrad", "DAdaptSGD", "FTRL", "Lookahead", "MADGRAD", "Ranger", "Ranger21", "SRMM",
+    "TRAC",
+}  # fmt: skip
+
+_UNUSABLE = dict.fromkeys(("AdaLOMO", "AdaLomo", "LOMO", "Lomo"), "moves the weights inside backward") | dict.fromkeys(
+    ("AdaHessian", "SophiaH"), "differentiates the gradient, at weights that have moved by then"
+)
+
+
+def _names_of(optimizer: Any) -> Iterator[str]:
+    """The class of an optimizer, and those of the optimizers that it wraps."""
+    while isinstance(optimizer, Optimizer):
+        yield type(optimizer).__name__
+        optimizer = getattr(optimizer, "optimizer", None)
 
 
 class _StepPrevented(Exception):
@@ -377,8 +403,11 @@ class _StepPrevented(Exception):
 def _without_step(optimizer: Optimizer) -> Iterator[None]:
     """Run a `descend` up to the optimizer's step, which does not happen. A scaler that saw the overflow goes on."""
 
-    def prevent(*_: Any) -> None:
-        raise _StepPrevented
+    def prevent(stepping: Any, *_: Any) -> None:
+        # A fused step is called by a scaler also on an overflow, is told of it in this attribute, and does nothing.
+        found_inf = getattr(stepping, "found_inf", None)
+        if found_inf is None or not found_inf:
+            raise _StepPrevented
 
     hook = unwrap_accelerate(optimizer).register_step_pre_hook(prevent)
     try:

@@ -29,7 +29,7 @@ def refuse_unsupported(trainer: Trainer, mixin: type, config: LookbehindConfig) 
         mixin: `LookbehindMixin`; what follows it in the trainer's classes is called once per pass.
         config: the settings; its `target_parameters` must match a trainable parameter.
     """
-    for refusal in (*_parallelism(trainer, config), *_optimizer(trainer), *_training_steps(trainer, mixin)):
+    for refusal in (*_parallelism(trainer, config), *_optimizer(trainer, config), *_training_steps(trainer, mixin)):
         raise InputError(refusal)
     trained = trained_module(trainer)
     trainable = [p for p in trained.parameters() if p.requires_grad]
@@ -75,7 +75,7 @@ def _is_sharded(trainer: Trainer) -> bool:
     return trainer.is_distributed_loading_by_transformers
 
 
-def _optimizer(trainer: Trainer) -> Iterator[str]:
+def _optimizer(trainer: Trainer, config: LookbehindConfig) -> Iterator[str]:
     name = OptimizerNames(trainer.args.optim)
     given = trainer.optimizer
     if given is None and trainer.optimizer_cls_and_kwargs is not None:
@@ -88,8 +88,8 @@ def _optimizer(trainer: Trainer) -> Iterator[str]:
             f"the optimizer {schedule_free} is not supported: schedule-free keeps weights of its own that the slow "
             "weights would not move. Use adamw_torch with a learning-rate schedule"
         )
-    if isinstance(given, torch.optim.Optimizer):
-        check_optimizer(given)
+    elif isinstance(given, torch.optim.Optimizer):
+        check_optimizer(given, config)
 
 
 def _training_steps(trainer: Trainer, mixin: type) -> Iterator[str]:

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
-from hf_lookbehind import Lookbehind, LookbehindConfig
+from hf_lookbehind import InputError, Lookbehind, LookbehindConfig
+from hf_lookbehind.optim.same_function import CONSTANT_NUMEL
 from tests.models import closure_of, max_difference
 
 X, Y = torch.randn(16, 5, generator=torch.Generator().manual_seed(0)), torch.arange(16) % 3
@@ -146,3 +148,77 @@ def test_an_autocast_context_around_the_iteration_keeps_no_stale_weights():
 
     assert run(inside, False).ascent_losses == run(outside, True).ascent_losses
     assert max_difference(inside, outside) == 0.0
+
+
+# ---- buffers taken for constants ----
+
+
+class Quantised(nn.Module):
+    """As a quantised layer: its weights in a buffer, and a counter beside them."""
+
+    def __init__(self, dtype, written=None):
+        super().__init__()
+        self.written = written
+        self.register_buffer("packed", torch.ones(CONSTANT_NUMEL + 1).to(dtype))
+        self.register_buffer("count", torch.zeros(1, dtype=torch.long))
+
+    def forward(self, x):
+        self.count += 1
+        if self.written == "in place":
+            self.packed[0] = 0
+        elif self.written == "replaced":
+            self.packed = self.packed.clone()
+        return x * self.packed[1].to(x)
+
+
+PACKED = [torch.uint8, torch.int32, torch.bool, torch.float8_e4m3fn]
+
+
+@pytest.mark.parametrize("dtype", PACKED, ids=str)
+def test_large_packed_buffers_are_not_copied_and_small_ones_are_replayed(dtype):
+    model, clones = network(Quantised(dtype)), []
+
+    class Clones(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            if function is torch.Tensor.clone:
+                clones.append((args[0].dtype, args[0].numel()))
+            return function(*args, **(kwargs or {}))
+
+    packed = model[1].packed
+    with Clones():
+        step(model, k=3)
+    assert max(numel for _, numel in clones) < CONSTANT_NUMEL and (torch.long, 1) in clones
+    assert model[1].packed is packed and model[1].count.item() == 1
+
+
+@pytest.mark.parametrize("written", ["in place", "replaced"])
+@pytest.mark.parametrize("dtype", PACKED[:2], ids=str)
+def test_a_forward_that_writes_a_large_packed_buffer_is_refused_by_name(dtype, written):
+    model = network(Quantised(dtype, written))
+    start = model[0].weight.detach().clone()
+    with pytest.raises(
+        InputError, match=rf"forward of Quantised writes its buffer 'packed' \({dtype}, 65537 elements"
+    ):
+        step(model, k=3)
+    assert model[0].weight.equal(start) and model[1].count.item() == 1
+
+
+def test_a_single_pass_may_write_a_large_packed_buffer():
+    model = network(Quantised(torch.uint8, "in place"))
+    step(model, k=0)
+    assert model[1].packed[0] == 0
+
+
+def test_large_buffers_in_floating_point_are_replayed():
+    class Average(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("seen", torch.zeros(CONSTANT_NUMEL + 1))
+
+        def forward(self, x):
+            self.seen += 1
+            return x + self.seen[0]
+
+    model = network(Average())
+    step(model, k=3)
+    assert model[1].seen.eq(1).all()

@@ -345,6 +345,7 @@ def fast_search():
 
 
 def int8():
+    pytest.importorskip("torchao")
     from torchao.quantization import Int8WeightOnlyConfig
 
     return TorchAoConfig(Int8WeightOnlyConfig())
