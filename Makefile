@@ -1,6 +1,6 @@
 # Everything runs in .venv, which `make venv` creates; the system's Python is only asked to make it.
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-settings test test-quantised test-all quality style clean
+.PHONY: help venv demo demo-settings bench bench-check test test-quantised test-all quality style clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -33,6 +33,12 @@ demo: $(STAMP)  ## fine-tune a vision transformer with five methods and compare 
 demo-settings: $(STAMP)  ## choose the demo's learning rates and radii again, on its validation split
 	$(BIN)/python scripts/demo.py --choose_settings
 
+bench: $(STAMP)  ## measure time and memory beside the floor and other implementations: runs/benchmark/
+	$(BIN)/python scripts/benchmark.py
+
+bench-check: $(STAMP)  ## compare with the stored ratios, on a quiet machine
+	$(BIN)/python scripts/benchmark.py --check
+
 test: $(STAMP) test-quantised  ## run the tests
 	$(PYTEST) -m "not slow"
 
@@ -52,5 +58,5 @@ style: $(STAMP)  ## mend lint and formatting where that can be done automaticall
 	$(BIN)/ruff format $(SOURCES)
 
 clean:  ## remove everything that these targets made
-	rm -rf $(VENV) build runs/demo runs/demo-settings *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) build runs/demo runs/demo-settings runs/benchmark *.egg-info .pytest_cache .ruff_cache
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +

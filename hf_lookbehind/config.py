@@ -97,13 +97,19 @@ class LookbehindConfig:
         metadata={"help": "Climb the gradient of the global batch; False: each process climbs its own (m-sharpness)."},
     )
     ascent_fraction: float = field(
-        default=1.0, metadata={"help": "Fraction of the window that gives the first ascent gradient. Only 1 so far."}
+        default=1.0,
+        metadata={
+            "help": "Fraction in (0, 1] of the window's examples (of its micro-batches under accumulation) that gives "
+            "the first ascent gradient. Below 1 it is cheaper, and another, noisier method; 1/8 with k=1 is a start."
+        },
     )
     ascent_every: int = field(
-        default=1, metadata={"help": "Run the full iteration every n-th step, plain steps between. Only 1 so far."}
+        default=1,
+        metadata={"help": "Run the full iteration every n-th step, and plain steps of the base optimizer between."},
     )
     offload_buffers: bool = field(
-        default=False, metadata={"help": "Keep the slow weights in CPU memory. Only False so far."}
+        default=False,
+        metadata={"help": "Keep the slow weights in CPU memory while the fast ones train: one copy less on the GPU."},
     )
 
     def __post_init__(self) -> None:
@@ -160,14 +166,9 @@ class LookbehindConfig:
         object.__setattr__(self, "target_parameters", tuple(patterns))
 
     def _check_built(self) -> None:
-        """Options that the design reserves and no code serves yet: refused by name rather than ignored."""
-        not_built = {"rho": "auto", "offload_buffers": True}
-        for name, value in not_built.items():
-            if getattr(self, name) == value:
-                _refuse(name, value, "it is reserved and not built yet")
-        for name in ("ascent_fraction", "ascent_every"):
-            if getattr(self, name) != 1:
-                _refuse(name, getattr(self, name), "only 1; other values are reserved and not built yet")
+        """What the design reserves and no code serves yet: refused by name rather than ignored."""
+        if self.rho == "auto":
+            _refuse("rho", self.rho, "it is reserved and not built yet")
 
     def resolved(self) -> "LookbehindConfig":
         """The same settings with every None default replaced by its value."""

@@ -51,12 +51,12 @@ class Reference:
         self.optimizer.step()
         return self.read()
 
-    def step(self, closure):
+    def step(self, closure, ascent_closure=None):
         slow = self.read()
         perturbed, fast = copy.copy(slow), copy.copy(slow)
         first, losses, self.grad_norms = None, [], []
         for i in range(1, self.k + 1):
-            loss, gradient = self.gradient_at(perturbed, closure)
+            loss, gradient = self.gradient_at(perturbed, (i == 1 and ascent_closure) or closure)
             losses.append(loss)
             eps, norm = self.perturbation(gradient, perturbed)
             self.grad_norms.append(norm)

@@ -13,8 +13,7 @@ BAD = [
     ("ascent", "gsam"), ("ascent", None), ("eta", -1), ("eta", float("inf")), ("eta", "x"),
     ("descent", "first"), ("target_parameters", "("), ("target_parameters", []), ("target_parameters", [""]),
     ("target_parameters", 3), ("target_parameters", ["a", 3]), ("sync_ascent", "yes"), ("offload_buffers", 1),
-    ("ascent_fraction", 0), ("ascent_fraction", 2), ("ascent_fraction", 0.5),
-    ("ascent_every", 0), ("ascent_every", 1.5), ("ascent_every", 2), ("offload_buffers", True),
+    ("ascent_fraction", 0), ("ascent_fraction", 2), ("ascent_every", 0), ("ascent_every", 1.5),
 ]  # fmt: skip
 
 

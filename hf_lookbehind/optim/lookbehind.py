@@ -5,7 +5,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,17 +13,19 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..config import ADAPTIVE_ALPHAS, InputError, LookbehindConfig, LookbehindWarning
+from .base_optimizer import check_optimizer, without_step
+from .buffers import Buffers
 from .interpolation import interpolate_, interpolate_adaptively_
 from .perturbation import (
     NORM_EPSILON,
     asam_norms,
     asam_step_,
-    chunks,
     is_scaled,
     parameter_names,
     sam_step_,
     select_targets,
     tensor_norms,
+    total_norm,
 )
 from .rounding import report_rounding
 from .same_function import SameFunction
@@ -32,36 +34,12 @@ from .shards import (
     check_layout,
     drop_whole_copies,
     is_sharded,
-    local,
+    locals_of,
     norms_over_shards,
     sum_over_shards,
 )
-
-
-@dataclass(frozen=True)
-class LookbehindStats:
-    """What one iteration measured.
-
-    Attributes:
-        loss: of pass 0, at the slow weights.
-        ascent_losses: at the k perturbed points, in order; fewer if the iteration was skipped.
-        grad_norms: the k denominators of the ascent steps: ||g||, or ||T g|| for ASAM.
-        alpha: mean over the tensors that moved; nan if the iteration was skipped or has not ended.
-        sharpness: `ascent_losses[-1] - loss`; 0 at k=0, nan if the iteration was skipped.
-        skipped: a gradient was not finite and the iteration was abandoned.
-    """
-
-    loss: float
-    ascent_losses: tuple[float, ...] = ()
-    grad_norms: tuple[float, ...] = ()
-    alpha: float = math.nan
-    skipped: bool = False
-
-    @property
-    def sharpness(self) -> float:
-        if self.skipped:
-            return math.nan
-        return self.ascent_losses[-1] - self.loss if self.ascent_losses else 0.0
+from .sparing import spared_weights, without_gradients
+from .stats import LookbehindStats
 
 
 class Lookbehind:
@@ -117,6 +95,8 @@ class Lookbehind:
         self.config = config
         self.stats: LookbehindStats = LookbehindStats(loss=math.nan)
         self._settings = config.resolved()
+        self._plain_step = replace(config, k=0).resolved()
+        self._plan = self._settings  # of the iteration that is under way: these settings, or a plain step's
         self._names = parameter_names(model)
         self._signature: list[tuple] = []
         self._is_open = False  # phi is in its buffer, and the model may hold other weights
@@ -124,7 +104,14 @@ class Lookbehind:
         self._has_reported_rounding = False
         self._collect_weights()
 
-    def step(self, closure: Callable[[], Any], descend: Callable[[], Any] | None = None) -> Any:
+    def step(
+        self,
+        closure: Callable[[], Any],
+        descend: Callable[[], Any] | None = None,
+        *,
+        ascent_closure: Callable[[], Any] | None = None,
+        full: bool = True,
+    ) -> Any:
         """One iteration.
 
         Args:
@@ -132,50 +119,79 @@ class Lookbehind:
                 convention of `torch.optim.LBFGS`). It is called k+1 times.
             descend: does the step of the base optimizer, and may clip or unscale before it and update a scaler after;
                 `optimizer.step` by default. It is called k times (once at k=0 and with `descent="last"`).
+            ascent_closure: with `ascent_fraction` below 1, gives the gradient of the part of the window that you have
+                drawn, for the first ascent step; `closure` is then called k times.
+            full: False for a plain step of the base optimizer, as between the full ones of `ascent_every`: pass
+                `full=step % config.ascent_every == 0`.
 
         Returns:
-            The loss of pass 0, at the slow weights.
+            The loss of pass 0, at the slow weights; of pass 1, with `ascent_fraction` below 1.
+
+        Raises:
+            InputError: `ascent_fraction` is below 1 and there is no `ascent_closure`, or the gradients are sparse.
         """
         descend = descend or self.optimizer.step
-        loss = self.begin(closure, descend)
         with self._intact_on_error():
+            loss = self._passes(closure, descend, ascent_closure, full)
             if self.stats.skipped:
+                self._return_to_slow_weights()
                 # a gradient scaler, if `descend` drives one, must see the overflow
-                with _without_step(self.optimizer):
+                with without_step(self.optimizer):
                     descend()
             else:
+                if not self._has_fast_weights():
+                    self._return_to_slow_weights()
                 self.enter_fast_weights()
                 descend()
                 self.finish()
         return loss
 
-    def begin(self, closure: Callable[[], Any], descend: Callable[[], Any] | None = None) -> Any:
+    def begin(
+        self,
+        closure: Callable[[], Any],
+        descend: Callable[[], Any] | None = None,
+        *,
+        ascent_closure: Callable[[], Any] | None = None,
+        full: bool = True,
+    ) -> Any:
         """Passes 0..k and descents 1..k-1. Leaves the slow weights in the model and g_k in `.grad`.
 
         What must follow is `enter_fast_weights`, the last descent, `finish`; unless `stats.skipped` says that a
         gradient was not finite, then nothing: inf is left in `.grad`, for a gradient scaler to see.
         """
-        k, every = self._settings.k, self._settings.descent == "every"
-        descend = descend or self.optimizer.step
-        self._start()
-        with self._intact_on_error(), torch.no_grad():
-            with SameFunction(self.model, {p.device for p in self._weights}, passes=k + 1) as same_function:
-                loss = same_function(closure)  # g_0 = grad L(phi)
-                goes_on = self._measure(loss)
-                for i in range(1, k + 1):
-                    if not goes_on:
-                        break
-                    self._ascend()  # phi'_i = phi'_{i-1} + eps(g_{i-1}, phi'_{i-1})
-                    if every and i > 1:  # now, as the next pass replaces g_{i-1}
-                        goes_on = self._descend(i - 1, descend)  # phi_{i-1} = opt(phi_{i-2}, g_{i-1})
-                    goes_on = goes_on and self._measure(same_function(closure))  # g_i = grad L(phi'_i)
-            goes_on = goes_on and self._average_gradients()
-            if not goes_on:
-                self._spoil_gradients()
+        with self._intact_on_error():
+            loss = self._passes(closure, descend or self.optimizer.step, ascent_closure, full)
             self._return_to_slow_weights()
-            self._is_open = self._is_open and goes_on
-            self._is_pending = goes_on
-            self.stats = replace(self.stats, skipped=not goes_on)
+        return loss
+
+    @torch.no_grad()
+    def _passes(
+        self,
+        closure: Callable[[], Any],
+        descend: Callable[[], Any],
+        ascent_closure: Callable[[], Any] | None,
+        full: bool,
+    ) -> Any:
+        """The k-loop: passes 0..k and descents 1..k-1. Leaves phi'_k in the model and g_k in `.grad`."""
+        self._plan = self._settings if full else self._plain_step
+        k, every = self._plan.k, self._plan.descent == "every"
+        part = self._part(ascent_closure)
+        self._start()
+        with SameFunction(self.model, {p.device for p in self._weights}, passes=k + 1) as same_function:
+            loss = self._gradient(0, same_function, part or closure, on_part=part is not None)  # g_0 = grad L(phi)
+            for i in range(1, k + 1):
+                if not self._goes_on:
+                    break
+                self._ascend()  # phi'_i = phi'_{i-1} + eps(g_{i-1}, phi'_{i-1})
+                if every and i > 1:  # now, as the next pass replaces g_{i-1}
+                    self._descend(i - 1, descend)  # phi_{i-1} = opt(phi_{i-2}, g_{i-1})
+                if self._goes_on:
+                    ascent_loss = self._gradient(i, same_function, closure, on_part=False)  # g_i = grad L(phi'_i)
+                    loss = ascent_loss if part and i == 1 else loss
+        self._goes_on = self._is_pending = self._goes_on and self._average_gradients()
+        if not self._goes_on:
+            self._spoil_gradients()
+        self.stats = replace(self.stats, skipped=not self._goes_on)
         return loss
 
     @property
@@ -185,29 +201,33 @@ class Lookbehind:
 
     def enter_fast_weights(self) -> None:
         """Put phi_{k-1} into the model, for the last descent. Does nothing where none is due."""
-        if self._is_pending and self._settings.k > 1 and self._settings.descent == "every":
-            _copy_(_locals(self._weights), self._buffer("fast"))
+        if self._is_pending and self._has_fast_weights():
+            self._buffers.load("fast")
+
+    def _has_fast_weights(self) -> bool:
+        """Whether the last descent starts from other weights than the slow ones."""
+        return self._plan.k > 1 and self._plan.descent == "every"
 
     @torch.no_grad()
     def finish(self) -> None:
         """After the last descent: phi <- phi + alpha (phi_k - phi). Does nothing where no iteration is under way."""
         if not self._is_pending:
             return
-        alpha = self._settings.alpha
-        if isinstance(alpha, str):
+        alpha, weights = self._plan.alpha, locals_of(self._weights)
+        if alpha in ADAPTIVE_ALPHAS:
             # at k=2 the fast weights' own buffer still holds phi_1
-            first = self._buffer("first" if self._settings.k > 2 else "fast")
+            first = self._buffers["first" if self._plan.k > 2 else "fast"]
             over_shards = functools.partial(sum_over_shards, tensors=self._weights)
-            weights, slow = _locals(self._weights), self._buffer("slow")
-            alpha = interpolate_adaptively_(weights, slow, first, alpha == "adaptive", over_shards)
-        elif alpha is not None and alpha != 1:  # with 1, slow + (fast - slow) would round
-            interpolate_(_locals(self._weights), self._buffer("slow"), alpha)
+            alpha = interpolate_adaptively_(weights, self._buffers["slow"], first, alpha == "adaptive", over_shards)
+        elif alpha != 1:  # with 1, slow + (fast - slow) would round
+            interpolate_(weights, self._buffers["slow"], float(alpha or 1))
         self._is_open = self._is_pending = False
         self.stats = replace(self.stats, alpha=alpha)
 
     def abort(self) -> None:
         """Give up the iteration that is under way, if any: the weights are phi again, and no gradient is left."""
         self._return_to_slow_weights()
+        self._buffers.forget()
         drop_whole_copies(self.model)
         self._is_open = self._is_pending = False
         self.zero_grad()
@@ -222,77 +242,110 @@ class Lookbehind:
         if self._is_open:
             self.abort()
         self._collect_weights()
+        self.stats = LookbehindStats(loss=math.nan)
         self._losses: list[float] = []  # of passes 0..k
         self._norms: list[float] = []  # denominators of the ascent steps
-        self._is_finite = True
+        self._is_finite = self._goes_on = True
 
-    def _measure(self, loss: Any) -> bool:
-        """Record the loss and the norms of a pass. False if its gradient, of any parameter, is not finite.
+    def _part(self, ascent_closure: Callable[[], Any] | None) -> Callable[[], Any] | None:
+        """What gives g_0 in the place of the closure, if anything."""
+        if self._plan.k == 0 or self._plan.ascent_fraction == 1:
+            return None
+        if ascent_closure is None:
+            raise InputError(
+                f"ascent_fraction={self._plan.ascent_fraction} wants step(closure, descend, ascent_closure=...): what "
+                "gives the gradient of a part of the window"
+            )
+        return ascent_closure
 
-        Always True where each process climbs its own gradient: `average_gradients` then tells all of them at once.
+    def _gradient(self, i: int, same_function: SameFunction, closure: Callable[[], Any], on_part: bool) -> Any:
+        """Pass i: leaves g_i in `.grad`, measures it, and returns the closure's loss."""
+        serves_ascent_alone = i < self._plan.k and (i == 0 or self._plan.descent == "last")
+        if serves_ascent_alone and self._spared:
+            with without_gradients(self._spared):
+                loss = same_function(closure, on_part)
+            if len(_with_gradient(self._plain)) + len(_with_gradient(self._scaled)) < self._targets:
+                # Reentrant checkpointing of a first layer cuts the graph where no input requires grad. Never again.
+                self._spared = []
+                loss = same_function(closure, on_part)
+        else:
+            loss = same_function(closure, on_part)
+        self._measure(loss, on_part)
+        return loss
+
+    def _measure(self, loss: Any, on_part: bool) -> None:
+        """Record the loss and the norms of a pass. Goes on only if its gradient, of all parameters, is finite.
+
+        Goes on always where each process climbs its own: `average_gradients` then tells all of them at once.
         """
         used = _with_gradient(self._weights)
-        if any(gradient.is_sparse for gradient in _gradients(used)):
+        if not self._losses and any(gradient.is_sparse for gradient in _gradients(used)):
             raise InputError("sparse gradients are not supported: build the embedding with sparse=False")
-        norm = torch.linalg.vector_norm(norms_over_shards(tensor_norms(_gradients(used)), used))
-        ascent_norm = self._ascent_norm(norm, len(used)) if len(self._losses) < self._settings.k else norm
+        norm, ascent_norm = self._gradient_norms(used, precedes_ascent=len(self._losses) < self._plan.k)
         loss = torch.as_tensor(loss, dtype=norm.dtype, device=norm.device).detach()
         loss, norm, ascent_norm = torch.stack([loss, norm, ascent_norm]).tolist()  # a pass synchronises here only
         self._losses.append(loss)
         self._norms.append(ascent_norm)
         self._is_finite = self._is_finite and math.isfinite(norm) and math.isfinite(ascent_norm)
+        self._goes_on = self._is_finite or not self._settings.sync_ascent
+        on_part = on_part or self.stats.on_part
         self.stats = LookbehindStats(
-            loss=self._losses[0],
+            loss=self._losses[1 if on_part and len(self._losses) > 1 else 0],
             ascent_losses=tuple(self._losses[1:]),
-            grad_norms=tuple(self._norms[: self._settings.k]),
+            grad_norms=tuple(self._norms[: self._plan.k]),
+            on_part=on_part,
         )
-        return self._is_finite or not self._settings.sync_ascent
 
-    def _ascent_norm(self, norm: Tensor, used: int) -> Tensor:
-        """The denominator of the ascent step, over all perturbed parameters: ||g||, or ||T g|| for ASAM."""
-        plain, scaled = _with_gradient(self._plain), _with_gradient(self._scaled)
-        if len(plain) == used:
-            return norm
-        plain_norms = norms_over_shards(tensor_norms(_gradients(plain)), plain)
-        scaled_norms = asam_norms(_locals(scaled), _gradients(scaled), self._settings.eta)
-        scaled_norms = norms_over_shards(scaled_norms, scaled)
-        return torch.linalg.vector_norm(torch.cat([n.to(norm) for n in (plain_norms, scaled_norms)]))
+    def _gradient_norms(self, used: list[Tensor], precedes_ascent: bool) -> tuple[Tensor, Tensor]:
+        """A norm that is finite where every gradient is, and the denominator of an ascent step: ||g||, or ||T g||.
+
+        Each gradient is read once: ||T g|| tells of what is not finite too.
+        """
+        if not precedes_ascent or len(used) == len(self._plain):
+            gradients = _gradients(used)
+            if any(map(is_sharded, used)):
+                norm = torch.linalg.vector_norm(norms_over_shards(tensor_norms(gradients), used))
+            else:
+                norm = total_norm(gradients)
+            return norm, norm
+        plain, scaled, others = map(_with_gradient, (self._plain, self._scaled, self._unperturbed))
+        scaled_norms = asam_norms(locals_of(scaled), _gradients(scaled), self._settings.eta)
+        norms = [tensor_norms(_gradients(plain)), scaled_norms, tensor_norms(_gradients(others))]
+        norms = torch.cat([n.to(used[0].device) for n in norms]) if used else torch.zeros(0)
+        norms = norms_over_shards(norms, [*plain, *scaled, *others])
+        return torch.linalg.vector_norm(norms), torch.linalg.vector_norm(norms[: len(plain) + len(scaled)])
 
     def _ascend(self) -> None:
         if not self._is_open:
-            _copy_(self._buffer("slow"), _locals(self._weights))
+            self._buffers.save("slow")
             self._is_open = True
         if not self._is_finite:
             return  # this process waits for the others to learn of it
         rho = float(self._settings.rho or 0)
         step = rho / (self._norms[-1] + NORM_EPSILON)
         plain, scaled = _with_gradient(self._plain), _with_gradient(self._scaled)
-        sam_step_(_locals(plain), _gradients(plain), step)
-        asam_step_(_locals(scaled), _gradients(scaled), step, self._settings.eta)
+        sam_step_(locals_of(plain), _gradients(plain), step)
+        asam_step_(locals_of(scaled), _gradients(scaled), step, self._settings.eta)
         if rho and not self._has_reported_rounding:
             self._has_reported_rounding = True
-            slow = dict(zip(map(id, self._weights), self._buffer("slow"), strict=True))
+            slow = dict(zip(map(id, self._weights), self._buffers["slow"], strict=True))
             steps = [([slow[id(p)] for p in moved], moved) for moved in (plain, scaled)]
             report_rounding(*steps, rho=rho, eta=self._settings.eta)
 
-    def _descend(self, i: int, descend: Callable[[], Any]) -> bool:
+    def _descend(self, i: int, descend: Callable[[], Any]) -> None:
         """The i-th descent, of the fast weights, while the model holds phi'_{i+1}; which it holds again after.
 
-        False, and no descent, if a process has met a gradient that is not finite.
+        No descent, and an end of the iteration, if a process has met a gradient that is not finite.
         """
-        if not self._average_gradients():
-            return False
-        fast = self._buffer("fast")
+        self._goes_on = self._average_gradients()
+        if not self._goes_on:
+            return
         if i == 1:
-            _copy_(fast, _locals(self._weights))
-            _copy_(_locals(self._weights), self._buffer("slow"))  # phi_0 is phi
-        else:
-            _swap_(fast, _locals(self._weights))
-        descend()
-        if i == 1 and self._settings.k > 2 and self._settings.alpha in ADAPTIVE_ALPHAS:
-            _copy_(self._buffer("first"), _locals(self._weights))
-        _swap_(fast, _locals(self._weights))
-        return True
+            self._buffers.copy("fast", "slow")  # phi_0 is phi
+        with self._buffers.exchanged("fast"):
+            descend()
+        if i == 1 and self._plan.k > 2 and self._plan.alpha in ADAPTIVE_ALPHAS:
+            self._buffers.copy("first", "fast")
 
     def _average_gradients(self) -> bool:
         """With `sync_ascent=False`, over all processes, once the ascent has used the own one. False: abandon."""
@@ -306,7 +359,8 @@ class Lookbehind:
 
     def _return_to_slow_weights(self) -> None:
         if self._is_open:
-            _copy_(_locals(self._weights), self._buffer("slow"))
+            self._buffers.load("slow")
+            self._is_open = self._is_pending
 
     @contextmanager
     def _intact_on_error(self) -> Iterator[None]:
@@ -328,10 +382,13 @@ class Lookbehind:
         if not self._settings.sync_ascent and any(map(is_sharded, unique.values())):
             raise InputError("sync_ascent=False is not allowed with sharded parameters. Use sync_ascent=True, or DDP")
         targets = select_targets(unique.values(), self._names, self._settings.target_parameters)
+        self._targets = len(targets)
         self._signature, self._weights = signature, list(unique.values())
         self._scaled = [p for p in targets if self._settings.ascent == "asam" and is_scaled(p, self._names)]
         scaled = set(map(id, self._scaled))
         self._plain = [p for p in targets if id(p) not in scaled]
+        perturbed = set(map(id, targets))
+        self._unperturbed = [p for p in self._weights if id(p) not in perturbed]
         if self._settings.k and self._settings.ascent == "asam" and not scaled:
             warnings.warn(
                 "ascent='asam' scales tensors whose name contains 'weight', and none of those perturbed does: its "
@@ -339,107 +396,13 @@ class Lookbehind:
                 LookbehindWarning,
                 stacklevel=3,
             )
-        self._buffers: dict[str, list[Tensor]] = {}
-
-    def _buffer(self, name: str) -> list[Tensor]:
-        """Storage for one copy of the weights, kept from iteration to iteration."""
-        if name not in self._buffers:
-            self._buffers[name] = [torch.empty_like(p) for p in _locals(self._weights)]
-        return self._buffers[name]
-
-
-def unwrap_accelerate(optimizer: Any) -> Any:
-    """The optimizer under Accelerate's wrapper. Other wrappers (Lookahead) are the user's and stay."""
-    while type(optimizer).__name__ == "AcceleratedOptimizer":
-        optimizer = optimizer.optimizer
-    return optimizer
-
-
-def check_optimizer(optimizer: Optimizer, config: LookbehindConfig) -> None:
-    """Raise `InputError` for an optimizer that cannot serve as the base optimizer."""
-    base = unwrap_accelerate(optimizer)
-    if not isinstance(base, Optimizer):
-        raise InputError(f"optimizer={base!r} is not allowed: a torch.optim.Optimizer")
-    if isinstance(base, torch.optim.LBFGS):
-        raise InputError("optimizer=LBFGS is not allowed: an optimizer whose step needs no closure")
-    if hasattr(base, "first_step"):
-        raise InputError(
-            f"optimizer={type(base).__name__} is not allowed: it is a SAM wrapper itself; pass the optimizer under it "
-            "and choose the method by LookbehindConfig (k=1 is SAM)"
-        )
-    for name in _names_of(base):
-        if name in _UNUSABLE:
-            raise InputError(f"optimizer={name} is not allowed: it {_UNUSABLE[name]}. Use one such as AdamW")
-        if (name in _OWN_WEIGHTS or "ScheduleFree" in name) and config.resolved().alpha != 1:
-            raise InputError(
-                f"optimizer={name} is not allowed with steps of the slow weights: it keeps weights of its own, which "
-                "would not take them. Use alpha=1, or one such as AdamW"
-            )
-
-
-# From these weights their next step starts, or it is pulled to them.
-_OWN_WEIGHTS = {
-    "A2Grad", "AccSGD", "DAdaptAdaGrad", "DAdaptSGD", "FTRL", "Lookahead", "MADGRAD", "Ranger", "Ranger21", "SRMM",
-    "TRAC",
-}  # fmt: skip
-
-_UNUSABLE = dict.fromkeys(("AdaLOMO", "AdaLomo", "LOMO", "Lomo"), "moves the weights inside backward") | dict.fromkeys(
-    ("AdaHessian", "SophiaH"), "differentiates the gradient, at weights that have moved by then"
-)
-
-
-def _names_of(optimizer: Any) -> Iterator[str]:
-    """The class of an optimizer, and those of the optimizers that it wraps."""
-    while isinstance(optimizer, Optimizer):
-        yield type(optimizer).__name__
-        optimizer = getattr(optimizer, "optimizer", None)
-
-
-class _StepPrevented(Exception):
-    """Raised in the place of an optimizer's step on a gradient that is not finite."""
-
-
-@contextmanager
-def _without_step(optimizer: Optimizer) -> Iterator[None]:
-    """Run a `descend` up to the optimizer's step, which does not happen. A scaler that saw the overflow goes on."""
-
-    def prevent(stepping: Any, *_: Any) -> None:
-        # A fused step is called by a scaler also on an overflow, is told of it in this attribute, and does nothing.
-        found_inf = getattr(stepping, "found_inf", None)
-        if found_inf is None or not found_inf:
-            raise _StepPrevented
-
-    hook = unwrap_accelerate(optimizer).register_step_pre_hook(prevent)
-    try:
-        yield
-    except _StepPrevented:
-        pass
-    finally:
-        hook.remove()
+        self._buffers = Buffers(self._weights, ["slow"] if self._settings.offload_buffers else [])
+        self._spared = spared_weights(self.model, self._weights, targets)
 
 
 def _with_gradient(parameters: list[Tensor]) -> list[Tensor]:
     return [p for p in parameters if p.grad is not None]
 
 
-def _locals(parameters: list[Tensor]) -> list[Tensor]:
-    return [local(p.detach()) for p in parameters]
-
-
 def _gradients(parameters: list[Tensor]) -> list[Tensor]:
-    return [local(p.grad) for p in parameters if p.grad is not None]
-
-
-@torch.no_grad()
-def _copy_(target: list[Tensor], source: list[Tensor]) -> None:
-    if target:
-        torch._foreach_copy_(target, source)
-
-
-@torch.no_grad()
-def _swap_(a: list[Tensor], b: list[Tensor]) -> None:
-    for chunk in chunks(a):
-        held = [tensor.clone() for tensor in a[chunk]]
-        _copy_(a[chunk], b[chunk])
-        _copy_(b[chunk], held)
-        del held  # before the next chunk's are made
+    return locals_of([p.grad for p in parameters if p.grad is not None])

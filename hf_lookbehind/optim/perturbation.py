@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch._utils import _flatten_dense_tensors
 
 from ..config import InputError
 
@@ -13,6 +14,9 @@ NORM_EPSILON = 1e-16
 
 # ASAM needs T for a moment: it is built for this many elements at a time, not for the whole model.
 CHUNK_NUMEL = 1 << 24
+
+# A tensor of at most so many elements is small.
+SMALL_NUMEL = 1 << 13
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -23,10 +27,26 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 def tensor_norms(tensors: Sequence[Tensor]) -> Tensor:
     """L2 norm of each tensor, in float32 or better, as one tensor of shape `(len(tensors),)` on the first's device."""
     if not tensors:
-        return torch.zeros(1)
-    dtype = accumulation_dtype(max((t.dtype for t in tensors), key=lambda d: torch.finfo(d).bits))
-    device = tensors[0].device
-    return torch.stack([norm.to(device) for norm in torch._foreach_norm(list(tensors), 2, dtype=dtype)])
+        return torch.zeros(0)
+    dtype = accumulation_dtype(max({t.dtype for t in tensors}, key=lambda d: torch.finfo(d).bits))
+    norms = torch._foreach_norm(list(tensors), 2, dtype=dtype)
+    if any(norm.device != norms[0].device for norm in norms):
+        norms = [norm.to(norms[0].device) for norm in norms]
+    return torch.stack(norms)
+
+
+def total_norm(tensors: Sequence[Tensor]) -> Tensor:
+    """L2 norm of all tensors together, in float32 or better, on the first's device.
+
+    Small tensors are gathered first: for them, a call each costs more than their elements do.
+    """
+    small = [t for t in tensors if t.numel() <= SMALL_NUMEL]
+    if len({(t.dtype, t.device) for t in small}) != 1:
+        return torch.linalg.vector_norm(tensor_norms(tensors))
+    large = [t for t in tensors if t.numel() > SMALL_NUMEL]
+    gathered = _flatten_dense_tensors(small)
+    norm = torch.linalg.vector_norm(gathered, dtype=accumulation_dtype(gathered.dtype))
+    return torch.linalg.vector_norm(torch.cat([tensor_norms(large).to(norm), norm[None]])) if large else norm
 
 
 def asam_scales(parameters: Sequence[Tensor], eta: float) -> list[Tensor]:

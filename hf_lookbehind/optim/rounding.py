@@ -1,17 +1,17 @@
 """What is left of an ascent step where weights are stored in less than float32."""
 
 import warnings
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ..config import LookbehindWarning
+from .buffers import near
 from .perturbation import accumulation_dtype, asam_scales, chunks, tensor_norms
-from .shards import is_main_process, local, norms_over_shards
+from .shards import is_main_process, locals_of, norms_over_shards
 
 # the local parts of some weights before a step, and these weights after it
-Step = tuple[Sequence[Tensor], Sequence[Tensor]]
+Step = tuple[list[Tensor], list[Tensor]]
 
 
 def report_rounding(plain: Step, scaled: Step, *, rho: float, eta: float) -> None:
@@ -36,15 +36,16 @@ def report_rounding(plain: Step, scaled: Step, *, rho: float, eta: float) -> Non
         )
 
 
-def _lengths(before: Sequence[Tensor], moved: Sequence[Tensor], eta: float | None = None) -> Tensor:
+def _lengths(before: list[Tensor], moved: list[Tensor], eta: float | None = None) -> Tensor:
     """Of each tensor's step, divided by T where eta is given; shape `(len(moved),)`, on the CPU."""
     if not moved:
         return torch.zeros(0)
-    after, norms = [local(p.detach()) for p in moved], []
+    after, norms = locals_of(moved), []
     for chunk in chunks(after):
-        steps = [a.to(accumulation_dtype(a.dtype)) - b for a, b in zip(after[chunk], before[chunk], strict=True)]
+        start = near(before[chunk], after[chunk])
+        steps = [a.to(accumulation_dtype(a.dtype)) - b for a, b in zip(after[chunk], start, strict=True)]
         if eta is not None:
-            scales = asam_scales(before[chunk], eta)
+            scales = asam_scales(start, eta)
             steps = [torch.where(step == 0, step, step / t) for step, t in zip(steps, scales, strict=True)]
         norms.append(tensor_norms(steps))
         del steps  # before the next chunk's are made

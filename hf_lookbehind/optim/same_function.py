@@ -54,9 +54,14 @@ class SameFunction:
         return self
 
     @torch.enable_grad()
-    def __call__(self, closure: Callable[[], Any]) -> Any:
+    def __call__(self, closure: Callable[[], Any], on_part: bool = False) -> Any:
+        """Run the closure. On a part of the data it is another function: what it draws and writes is taken back."""
         # Under an autocast context that spans passes, low-precision copies of the weights would outlive the weights.
         torch.clear_autocast_cache()
+        if on_part:
+            result = closure()
+            self._restore(self._before)
+            return result
         if self._after is not None:
             self._restore(self._before)
             return closure()

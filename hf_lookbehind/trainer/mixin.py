@@ -7,6 +7,7 @@ import contextlib
 import copy
 import itertools
 import os
+import statistics
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +16,15 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
 from ..config import InputError, LookbehindConfig
-from ..optim.lookbehind import Lookbehind, LookbehindStats, unwrap_accelerate
+from ..optim.base_optimizer import unwrap_accelerate
+from ..optim.lookbehind import Lookbehind
+from ..optim.stats import LookbehindStats
 from .callbacks import DeferredJITCheckpointCallback
 from .checkpoints import last_complete_checkpoint, load_renamed_weights, warn_if_config_differs
 from .search import choose_trial_settings
 from .support import refuse_unsupported
 from .trained import trained_module
+from .window import MicroBatch, draw_part
 
 # For type checkers the mixin is a Trainer; at run time whichever Trainer it is mixed into comes after it.
 _Trainer = Trainer if TYPE_CHECKING else object
@@ -75,7 +79,7 @@ class LookbehindMixin(_Trainer):
         self.lookbehind_config = lookbehind_config
         self.transform_gradient = transform_gradient
         self._lookbehind: Lookbehind | None = None
-        self._window: list[tuple[Any, Any, int]] = []
+        self._window: list[MicroBatch] = []
         self._hooks: list[Any] = []
         super().__init__(*args, **kwargs)
         refuse_unsupported(self, LookbehindMixin, lookbehind_config)
@@ -91,7 +95,7 @@ class LookbehindMixin(_Trainer):
         if self._lookbehind is None:
             raise RuntimeError("training_step runs inside train(), which prepares the optimizer")
         # Micro-batches that an epoch leaves without a step join the next window, as their gradients do in the Trainer.
-        self._window.append((inputs, num_items_in_batch, self.current_gradient_accumulation_steps))
+        self._window.append(MicroBatch(inputs, num_items_in_batch, self.current_gradient_accumulation_steps))
         if not self.accelerator.gradient_state.sync_gradients:
             return torch.zeros((), device=self.args.device)
         if self._lookbehind.is_pending and not self.accelerator.optimizer_step_was_skipped:
@@ -110,24 +114,42 @@ class LookbehindMixin(_Trainer):
                 counters = self._copy_counters()
             return loss
 
-        k, pass_indices = self.lookbehind_config.k, itertools.count(1)
-        loss = self._lookbehind.begin(closure, lambda: self._inner_descent(model, next(pass_indices)))
+        def ascent_closure() -> Tensor:
+            before = self._copy_counters()
+            loss = self._window_gradient(model, self._draw_part(window))
+            vars(self).update(before)
+            return loss
+
+        is_full, pass_indices = self.state.global_step % self.lookbehind_config.ascent_every == 0, itertools.count(1)
+        loss = self._lookbehind.begin(
+            closure,
+            lambda: self._inner_descent(model, next(pass_indices)),
+            ascent_closure=ascent_closure,
+            full=is_full,
+        )
         if self.transform_gradient is not None and not self._lookbehind.stats.skipped:
-            self.transform_gradient(k)
+            self.transform_gradient(self.lookbehind_config.k if is_full else 0)
         vars(self).update(counters or {})
         self._record(self._lookbehind.stats)
         return loss
 
-    def _window_gradient(self, model: nn.Module, window: list[tuple[Any, Any, int]]) -> Tensor:
+    def _draw_part(self, window: list[MicroBatch]) -> list[MicroBatch]:
+        """What gives the first ascent gradient with `ascent_fraction` below 1; in each process from its own share."""
+        seed = f"{self.args.seed}-{self.state.global_step}-{self.args.process_index}"
+        part = draw_part([batch.inputs for batch in window], self.lookbehind_config.ascent_fraction, seed)
+        num_items = self._get_num_items_in_batch(part, self.args.device)
+        return [MicroBatch(inputs, num_items, len(part)) for inputs in part]
+
+    def _window_gradient(self, model: nn.Module, window: list[MicroBatch]) -> Tensor:
         """One pass: the gradient of all micro-batches, in `.grad`. Returns the sum of their scaled losses."""
         self._lookbehind.zero_grad()
         loss = torch.zeros((), device=self.args.device)
         accumulation_steps = self.current_gradient_accumulation_steps
-        for i, (inputs, num_items_in_batch, window_steps) in enumerate(window):
-            self.current_gradient_accumulation_steps = window_steps
+        for i, batch in enumerate(window):
+            self.current_gradient_accumulation_steps = batch.steps
             with self._synchronisation(model, is_last=i == len(window) - 1):
                 # a shallow copy, because compute_loss may pop labels
-                loss = loss + super().training_step(model, copy.copy(inputs), num_items_in_batch)
+                loss = loss + super().training_step(model, copy.copy(batch.inputs), batch.num_items)
         self.current_gradient_accumulation_steps = accumulation_steps
         return loss
 
@@ -166,10 +188,10 @@ class LookbehindMixin(_Trainer):
     def _record(self, stats: LookbehindStats) -> None:
         if not stats.skipped:
             self._skipped_in_a_row = 0
-            # what the processes average is reduced here: one rank may call log() alone
-            sharpness = torch.tensor(stats.sharpness, device=self.args.device)
-            self._sums["sharpness"] += self.accelerator.reduce(sharpness, "mean").item()
-            self._logged_iterations += 1
+            if self._is_logged(stats) and not stats.on_part:
+                # what the processes average is reduced here: one rank may call log() alone
+                sharpness = torch.tensor(stats.sharpness, device=self.args.device)
+                self._since_log["sharpness"].append(self.accelerator.reduce(sharpness, "mean").item())
             return
         self._skipped_iterations += 1
         scaler = self.accelerator.scaler
@@ -184,6 +206,10 @@ class LookbehindMixin(_Trainer):
                 "not finite. Lower the learning rate or rho, or look at the data; the weights are those before them"
             )
 
+    def _is_logged(self, stats: LookbehindStats) -> bool:
+        """Whether it is of a full iteration: between those of `ascent_every` are plain steps."""
+        return bool(stats.ascent_losses) or self.lookbehind_config.k == 0
+
     # ---- around the training loop ----
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
@@ -193,14 +219,15 @@ class LookbehindMixin(_Trainer):
         # one by one: an interrupt between the two must not leave one behind
         self._hooks.append(optimizer.register_step_pre_hook(lambda *_: self._lookbehind.enter_fast_weights()))
         self._hooks.append(optimizer.register_step_post_hook(lambda *_: self._finish()))
-        self._sums = {"sharpness": 0.0, "alpha": 0.0}
-        self._logged_iterations = self._skipped_iterations = self._skipped_in_a_row = 0
+        self._since_log: dict[str, list[float]] = {"sharpness": [], "alpha": []}
+        self._skipped_iterations = self._skipped_in_a_row = 0
         return prepared
 
     def _finish(self) -> None:
         if self._lookbehind.is_pending:
             self._lookbehind.finish()
-            self._sums["alpha"] += self._lookbehind.stats.alpha
+            if self._is_logged(self._lookbehind.stats):
+                self._since_log["alpha"].append(self._lookbehind.stats.alpha)
 
     def _inner_training_loop(
         self,
@@ -271,12 +298,10 @@ class LookbehindMixin(_Trainer):
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs and self._lookbehind is not None:
-            if self._logged_iterations:
-                logs |= {name: total / self._logged_iterations for name, total in self._sums.items()}
+            logs |= {name: statistics.fmean(values) for name, values in self._since_log.items() if values}
             if self._skipped_iterations:
                 logs["skipped_iterations"] = self._skipped_iterations
-            self._sums = dict.fromkeys(self._sums, 0.0)
-            self._logged_iterations = 0
+            self._since_log = {name: [] for name in self._since_log}
         super().log(logs, *args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

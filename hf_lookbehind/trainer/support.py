@@ -11,7 +11,7 @@ from transformers.training_args import OptimizerNames, ParallelMode
 from transformers.utils.import_utils import is_sagemaker_mp_enabled
 
 from ..config import InputError, LookbehindConfig
-from ..optim.lookbehind import check_optimizer
+from ..optim.base_optimizer import check_optimizer
 from ..optim.perturbation import parameter_names, select_targets
 from .trained import trained_module
 

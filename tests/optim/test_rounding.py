@@ -32,7 +32,7 @@ def run(model, steps=1, k=2, **settings):
     def closure():
         loss = inner()
         points.append([layer.weight.detach().double() for layer in model])
-        gradients.append([layer.weight.grad.double() for layer in model])
+        gradients.append([layer.weight.grad.double() for layer in model if layer.weight.grad is not None])
         return loss
 
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)

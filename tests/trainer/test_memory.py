@@ -99,8 +99,8 @@ def test_frozen_parameters_in_a_given_optimizer_are_not_copied():
 
 @pytest.mark.parametrize("ascent", ["sam", "asam"])
 @pytest.mark.parametrize("alpha", [0.5, "adaptive"])
-def test_a_step_needs_one_chunk_beside_its_copies(monkeypatch, ascent, alpha):
-    """Apart from the closure and the optimizer, which here allocate nothing."""
+def test_a_step_needs_at_most_one_chunk_beside_its_copies(monkeypatch, ascent, alpha):
+    """Apart from the closure and the optimizer, which here allocate nothing. T and adaptive alphas take one."""
     chunk, chunks = 100_000, 20
     monkeypatch.setattr(perturbation.chunks, "__defaults__", (chunk,))
     model = nn.Sequential(*[nn.Linear(chunk, 1, bias=False) for _ in range(chunks)])
@@ -115,7 +115,8 @@ def test_a_step_needs_one_chunk_beside_its_copies(monkeypatch, ascent, alpha):
 
     lookbehind = Lookbehind(model, optimizer, LookbehindConfig(k=3, alpha=alpha, ascent=ascent))
     lookbehind.step(closure)
-    assert 0.5 < peak_bytes(lambda: lookbehind.step(closure)) / (4 * chunk) < 1.5
+    peak = peak_bytes(lambda: lookbehind.step(closure)) / (4 * chunk)
+    assert 0.5 < peak < 1.5 if (ascent, alpha) != ("sam", 0.5) else peak < 0.1
 
 
 def main():
