@@ -3,13 +3,15 @@
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, TypeGuard
 
 CONFIG_NAME = "lookbehind_config.json"
+# Beside the settings in that file: what rho="auto" has found.
+CALIBRATION = "calibration"
 
 # Fine-tuning defaults: the papers train from scratch, with 0.05 and more.
 DEFAULT_RHO = {"sam": 0.02, "asam": 0.5}
@@ -68,9 +70,13 @@ class LookbehindConfig:
     rho: float | str | None = field(
         default=None,
         metadata={
-            "help": "L2 length of one ascent step, over all perturbed parameters together. "
-            "Default: 0.02 for sam, 0.5 for asam."
+            "help": "L2 length of one ascent step, over all perturbed parameters together, or 'auto': chosen in the "
+            "first 10 iterations from losses and gradient norms, for fine-tuning. Default: 0.02 (sam), 0.5 (asam)."
         },
+    )
+    rho_scale: float = field(
+        default=0.03,
+        metadata={"help": "For rho='auto': by which fraction of itself, over sqrt(k), a step lifts the loss."},
     )
     alpha: float | str | None = field(
         default=None,
@@ -116,13 +122,14 @@ class LookbehindConfig:
         self._check_numbers()
         self._check_choices()
         self._check_target_parameters()
-        self._check_built()
 
     def _check_numbers(self) -> None:
         if not isinstance(self.k, Integral) or isinstance(self.k, bool) or self.k < 0:
             _refuse("k", self.k, "a whole number of ascent steps, 0 or more")
         if self.rho is not None and self.rho != "auto" and not (_is_number(self.rho) and self.rho >= 0):
-            _refuse("rho", self.rho, "a finite number, 0 or more, or None for the default of the ascent")
+            _refuse("rho", self.rho, "a finite number, 0 or more, 'auto', or None for the default of the ascent")
+        if not (_is_number(self.rho_scale) and self.rho_scale > 0):
+            _refuse("rho_scale", self.rho_scale, "a finite number above 0")
         if self.alpha is not None and self.alpha not in ADAPTIVE_ALPHAS:
             if not (_is_number(self.alpha) and 0 < self.alpha <= 1):
                 _refuse("alpha", self.alpha, "a number in (0, 1], 'adaptive', 'adaptive-global', or None for 1/k")
@@ -135,7 +142,7 @@ class LookbehindConfig:
         # numpy's numbers pass the checks above and would not pass json
         object.__setattr__(self, "k", int(self.k))
         object.__setattr__(self, "ascent_every", int(self.ascent_every))
-        for name in ("rho", "alpha", "eta", "ascent_fraction"):
+        for name in ("rho", "rho_scale", "alpha", "eta", "ascent_fraction"):
             if _is_number(getattr(self, name)):
                 object.__setattr__(self, name, float(getattr(self, name)))
 
@@ -165,11 +172,6 @@ class LookbehindConfig:
         # a tuple, so that the frozen config stays hashable
         object.__setattr__(self, "target_parameters", tuple(patterns))
 
-    def _check_built(self) -> None:
-        """What the design reserves and no code serves yet: refused by name rather than ignored."""
-        if self.rho == "auto":
-            _refuse("rho", self.rho, "it is reserved and not built yet")
-
     def resolved(self) -> "LookbehindConfig":
         """The same settings with every None default replaced by its value."""
         alpha = self.alpha
@@ -197,6 +199,7 @@ class LookbehindConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "LookbehindConfig":
         """Raises `InputError` naming every key that is not a field."""
+        values = {name: value for name, value in values.items() if name != CALIBRATION}
         known = {f.name for f in fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:
@@ -214,13 +217,25 @@ class LookbehindConfig:
             raise InputError(f"the settings must be one JSON object, not {type(values).__name__}")
         return cls.from_dict(values)
 
-    def save(self, directory: str | Path) -> Path:
-        """Write `lookbehind_config.json` into an existing directory and return its path."""
+    def save(self, directory: str | Path, calibration: Mapping[str, float] | None = None) -> Path:
+        """Write `lookbehind_config.json` into an existing directory and return its path.
+
+        Args:
+            directory: a checkpoint's, or a model's.
+            calibration: what `rho="auto"` has found so far, kept beside the settings under this name.
+        """
         path = Path(directory) / CONFIG_NAME
-        path.write_text(self.to_json(), encoding="utf-8")
+        content = self.to_dict() | ({CALIBRATION: dict(calibration)} if calibration else {})
+        path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         return path
 
     @classmethod
     def load(cls, directory: str | Path) -> "LookbehindConfig":
         """Read `lookbehind_config.json` from a directory; `FileNotFoundError` where there is none."""
         return cls.from_json((Path(directory) / CONFIG_NAME).read_text(encoding="utf-8"))
+
+
+def load_calibration(directory: str | Path) -> dict[str, float] | None:
+    """What `rho="auto"` had found when the settings in a directory were saved, if anything and if they were."""
+    path = Path(directory) / CONFIG_NAME
+    return json.loads(path.read_text(encoding="utf-8")).get(CALIBRATION) if path.is_file() else None

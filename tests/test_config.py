@@ -8,7 +8,8 @@ from hf_lookbehind import InputError, LookbehindConfig
 
 BAD = [
     ("k", -1), ("k", 1.5), ("k", True), ("k", "2"), ("k", None),
-    ("rho", -0.1), ("rho", float("nan")), ("rho", float("inf")), ("rho", "big"), ("rho", True), ("rho", "auto"),
+    ("rho", -0.1), ("rho", float("nan")), ("rho", float("inf")), ("rho", "big"), ("rho", True),
+    ("rho_scale", 0), ("rho_scale", -1), ("rho_scale", float("inf")), ("rho_scale", "x"),
     ("alpha", 0), ("alpha", 1.5), ("alpha", -0.5), ("alpha", "foo"), ("alpha", float("nan")), ("alpha", True),
     ("ascent", "gsam"), ("ascent", None), ("eta", -1), ("eta", float("inf")), ("eta", "x"),
     ("descent", "first"), ("target_parameters", "("), ("target_parameters", []), ("target_parameters", [""]),

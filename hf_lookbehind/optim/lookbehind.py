@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from ..config import ADAPTIVE_ALPHAS, InputError, LookbehindConfig, LookbehindWarning
 from .base_optimizer import check_optimizer, without_step
 from .buffers import Buffers
+from .calibration import RhoCalibration
 from .interpolation import interpolate_, interpolate_adaptively_
 from .perturbation import (
     NORM_EPSILON,
@@ -26,6 +27,7 @@ from .perturbation import (
     select_targets,
     tensor_norms,
     total_norm,
+    weight_norms,
 )
 from .rounding import report_rounding
 from .same_function import SameFunction
@@ -35,6 +37,7 @@ from .shards import (
     drop_whole_copies,
     is_sharded,
     locals_of,
+    mean_over_processes,
     norms_over_shards,
     sum_over_shards,
 )
@@ -102,6 +105,10 @@ class Lookbehind:
         self._is_open = False  # phi is in its buffer, and the model may hold other weights
         self._is_pending = False  # `begin` is over, the last descent is due
         self._has_reported_rounding = False
+        # What a gradient scaler multiplies losses by, where gradients are scaled and the closure's loss is not.
+        self.gradient_scale: Callable[[], float] = lambda: 1.0
+        is_calibrated = self._settings.rho == "auto" and self._settings.k > 0
+        self.calibration = RhoCalibration(self._settings.rho_scale, self._settings.k) if is_calibrated else None
         self._collect_weights()
 
     def step(
@@ -271,7 +278,24 @@ class Lookbehind:
         else:
             loss = same_function(closure, on_part)
         self._measure(loss, on_part)
+        if i == 0 and self._plan.k > 0 and self.calibration is not None and not self.calibration.is_over:
+            self._calibrate(self.calibration)
         return loss
+
+    def _calibrate(self, calibration: RhoCalibration) -> None:
+        """Take pass 0 in; all processes see the same numbers."""
+        plain, scaled = (locals_of(parameters) for parameters in (self._plain, self._scaled))
+        # ASAM measures weights as it measures its steps: divided by T
+        device = self._weights[0].device
+        sizes = torch.cat([n.to(device) for n in (tensor_norms(plain), weight_norms(scaled, self._settings.eta))])
+        size = torch.linalg.vector_norm(norms_over_shards(sizes, [*self._plain, *self._scaled])).item()
+        loss, norm = mean_over_processes([self._losses[0], self._norms[0] / self.gradient_scale()], device)
+        calibration.observe(loss, norm, size)
+
+    @property
+    def rho(self) -> float:
+        """The radius in use; with `rho="auto"` the one chosen so far."""
+        return self.calibration.rho if self.calibration is not None else float(self._settings.rho or 0)
 
     def _measure(self, loss: Any, on_part: bool) -> None:
         """Record the loss and the norms of a pass. Goes on only if its gradient, of all parameters, is finite.
@@ -321,7 +345,7 @@ class Lookbehind:
             self._is_open = True
         if not self._is_finite:
             return  # this process waits for the others to learn of it
-        rho = float(self._settings.rho or 0)
+        rho = self.rho
         step = rho / (self._norms[-1] + NORM_EPSILON)
         plain, scaled = _with_gradient(self._plain), _with_gradient(self._scaled)
         sam_step_(locals_of(plain), _gradients(plain), step)

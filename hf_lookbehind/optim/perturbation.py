@@ -69,6 +69,17 @@ def asam_norms(parameters: Sequence[Tensor], gradients: Sequence[Tensor], eta: f
     return torch.cat(norms)
 
 
+def weight_norms(parameters: Sequence[Tensor], eta: float) -> Tensor:
+    """||p / T|| of each weight tensor, shape `(len(parameters),)`: its length in the measure of ASAM's steps."""
+    norms = []
+    for chunk in chunks(parameters):
+        scales = asam_scales(parameters[chunk], eta)
+        scaled = [torch.where(p == 0, p, p / t) for p, t in zip(parameters[chunk], scales, strict=True)]
+        norms.append(tensor_norms(scaled))
+        del scales, scaled  # before the next chunk's are made
+    return torch.cat(norms) if norms else torch.zeros(0)
+
+
 def sam_step_(parameters: Sequence[Tensor], gradients: Sequence[Tensor], step: float) -> None:
     """p <- p + step g, with step = rho / (||g|| + 1e-16) over all perturbed tensors together."""
     if parameters:

@@ -37,6 +37,17 @@ def is_main_process() -> bool:
     return not dist.is_available() or not dist.is_initialized() or dist.get_rank() == 0
 
 
+def mean_over_processes(values: Sequence[float], device: torch.device) -> list[float]:
+    """Of each number, the same in all processes."""
+    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        return list(values)
+    # float64, as far as a device has it
+    dtype = torch.float32 if device.type == "mps" else torch.float64
+    total = torch.tensor(values, dtype=dtype, device=device)
+    dist.all_reduce(total)
+    return (total / dist.get_world_size()).tolist()
+
+
 def check_layout(parameters: Sequence[Tensor]) -> None:
     """Raise `InputError` for sharded parameters other than plain FSDP2's, which lie on one mesh of one dimension."""
     sharded = [p for p in parameters if isinstance(p, DTensor)]

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
-from ..config import InputError, LookbehindConfig
+from ..config import InputError, LookbehindConfig, load_calibration
 from ..optim.base_optimizer import unwrap_accelerate
+from ..optim.calibration import RhoCalibration
 from ..optim.lookbehind import Lookbehind
 from ..optim.stats import LookbehindStats
 from .callbacks import DeferredJITCheckpointCallback
@@ -79,6 +80,7 @@ class LookbehindMixin(_Trainer):
         self.lookbehind_config = lookbehind_config
         self.transform_gradient = transform_gradient
         self._lookbehind: Lookbehind | None = None
+        self._calibration: RhoCalibration | None = None
         self._window: list[MicroBatch] = []
         self._hooks: list[Any] = []
         super().__init__(*args, **kwargs)
@@ -212,9 +214,10 @@ class LookbehindMixin(_Trainer):
 
     # ---- around the training loop ----
 
-    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
-        prepared = super()._prepare_for_training(*args, **kwargs)
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         self._lookbehind = Lookbehind(trained_module(self), self.optimizer, self.lookbehind_config)
+        self._prepare_calibration(resume_from_checkpoint)
         optimizer = unwrap_accelerate(self.optimizer)
         # one by one: an interrupt between the two must not leave one behind
         self._hooks.append(optimizer.register_step_pre_hook(lambda *_: self._lookbehind.enter_fast_weights()))
@@ -222,6 +225,18 @@ class LookbehindMixin(_Trainer):
         self._since_log: dict[str, list[float]] = {"sharpness": [], "alpha": []}
         self._skipped_iterations = self._skipped_in_a_row = 0
         return prepared
+
+    def _prepare_calibration(self, checkpoint: str | None) -> None:
+        """With `rho="auto"`: go on with what the checkpoint had found. It outlives the training, to be saved."""
+        self._calibration = self._lookbehind.calibration
+        if self._calibration is None:
+            return
+        scaler = self.accelerator.scaler
+        if scaler is not None:
+            self._lookbehind.gradient_scale = scaler.get_scale
+        found = load_calibration(checkpoint) if checkpoint is not None else None
+        if found is not None:
+            self._calibration.load(found)
 
     def _finish(self) -> None:
         if self._lookbehind.is_pending:
@@ -299,6 +314,8 @@ class LookbehindMixin(_Trainer):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs and self._lookbehind is not None:
             logs |= {name: statistics.fmean(values) for name, values in self._since_log.items() if values}
+            if self._calibration is not None:
+                logs["rho"] = self._calibration.rho
             if self._skipped_iterations:
                 logs["skipped_iterations"] = self._skipped_iterations
             self._since_log = {name: [] for name in self._since_log}
@@ -309,5 +326,5 @@ class LookbehindMixin(_Trainer):
         if self.args.should_save:
             for directory in {output_dir or self.args.output_dir, self.args.output_dir}:
                 os.makedirs(directory, exist_ok=True)
-                self.lookbehind_config.save(directory)
+                self.lookbehind_config.save(directory, self._calibration and self._calibration.state())
         super().save_model(output_dir, _internal_call=_internal_call)
