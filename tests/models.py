@@ -4,6 +4,8 @@ import torch
 from torch import nn
 from transformers import ViTConfig, ViTForImageClassification
 
+from hf_lookbehind import Lookbehind, LookbehindConfig
+
 
 class TangledMLP(nn.Module):
     """An MLP with a frozen, an unused and a tied parameter, as real models have them."""
@@ -77,6 +79,18 @@ def closure_of(model, loss_fn):
         return loss
 
     return closure
+
+
+def trained(model, optimizer, closure, steps, settings):
+    """The weights after some iterations under these settings; without any, after steps of the base optimizer alone."""
+    lookbehind = Lookbehind(model, optimizer, LookbehindConfig(**settings)) if settings else None
+    for _ in range(steps):
+        if lookbehind is None:
+            closure()
+            optimizer.step()
+        else:
+            lookbehind.step(closure)
+    return weights_of(model)
 
 
 def weights_of(model):

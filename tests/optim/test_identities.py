@@ -6,22 +6,13 @@ import torch
 from torch import nn
 
 from hf_lookbehind import InputError, Lookbehind, LookbehindConfig
-from tests.models import MODELS, OPTIMIZERS, closure_of, groups, max_difference, weights_of
+from tests.models import MODELS, OPTIMIZERS, closure_of, groups, max_difference, trained, weights_of
 
 
 def trajectory(model_name, optimizer_name, steps=8, **settings):
     """The weights after some iterations; without settings, of the base optimizer alone."""
     model, loss_fn = MODELS[model_name]()
-    optimizer = OPTIMIZERS[optimizer_name](groups(model))
-    closure = closure_of(model, loss_fn)
-    lookbehind = Lookbehind(model, optimizer, LookbehindConfig(**settings)) if settings else None
-    for _ in range(steps):
-        if lookbehind is None:
-            closure()
-            optimizer.step()
-        else:
-            lookbehind.step(closure)
-    return weights_of(model)
+    return trained(model, OPTIMIZERS[optimizer_name](groups(model)), closure_of(model, loss_fn), steps, settings)
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -8,7 +8,7 @@ from torch import nn
 
 from hf_lookbehind import InputError, Lookbehind, LookbehindConfig
 from tests.failures import K
-from tests.models import closure_of, max_difference, weights_of
+from tests.models import closure_of, max_difference, trained, weights_of
 from tests.reference import Reference
 
 TORCH = {
@@ -79,15 +79,7 @@ def network(dtype=torch.float32):
 def trajectory(name, steps=5, **settings):
     """The weights after some iterations; without settings, of the base optimizer alone."""
     model, closure = network()
-    optimizer = build(name, model)
-    lookbehind = Lookbehind(model, optimizer, LookbehindConfig(**settings)) if settings else None
-    for _ in range(steps):
-        if lookbehind is None:
-            closure()
-            optimizer.step()
-        else:
-            lookbehind.step(closure)
-    return weights_of(model)
+    return trained(model, build(name, model), closure, steps, settings)
 
 
 @pytest.mark.parametrize("name", ALL)
