@@ -1,6 +1,6 @@
 # Everything runs in .venv, which `make venv` creates; the system's Python is only asked to make it.
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-settings bench bench-check test test-quantised test-all quality style clean
+.PHONY: help venv demo demo-settings bench bench-check study-cheaper test test-quantised test-all quality style clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -39,6 +39,9 @@ bench: $(STAMP)  ## measure time and memory beside the floor and other implement
 bench-check: $(STAMP)  ## compare with the stored ratios, on a quiet machine
 	$(BIN)/python scripts/benchmark.py --check
 
+study-cheaper: $(STAMP)  ## how much of SAM's gain the cheaper modes keep: runs/study-cheaper/
+	$(BIN)/python scripts/study_cheaper.py
+
 test: $(STAMP) test-quantised  ## run the tests
 	$(PYTEST) -m "not slow"
 
@@ -58,5 +61,5 @@ style: $(STAMP)  ## mend lint and formatting where that can be done automaticall
 	$(BIN)/ruff format $(SOURCES)
 
 clean:  ## remove everything that these targets made
-	rm -rf $(VENV) build runs/demo runs/demo-settings runs/benchmark *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) build runs/demo runs/demo-settings runs/benchmark runs/study-cheaper *.egg-info .pytest_cache .ruff_cache
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -56,6 +56,16 @@ def _names_of(optimizer: Any) -> Iterator[str]:
         optimizer = getattr(optimizer, "optimizer", None)
 
 
+def reads_parameters_anew(optimizer: Optimizer) -> bool:
+    """Whether each step of it takes the parameters as they are, and holds no reference to their storage.
+
+    True of torch's own; a captured graph of a step, and wrappers with flat views of the weights, keep pointers.
+    """
+    base = unwrap_accelerate(optimizer)
+    is_captured = any(group.get("capturable", False) for group in base.param_groups)
+    return type(base).__module__.startswith("torch.optim.") and not is_captured
+
+
 class _StepPrevented(Exception):
     """Raised in the place of an optimizer's step on a gradient that is not finite."""
 

@@ -16,13 +16,15 @@ class Buffers:
     Args:
         weights: the parameters; of sharded ones the local parts are copied.
         offloaded: names of copies that lie in CPU memory, pinned where there is a GPU.
+        can_exchange: weights may lie in another storage while the optimizer steps.
     """
 
-    def __init__(self, weights: Sequence[Tensor], offloaded: Sequence[str] = ()):
+    def __init__(self, weights: Sequence[Tensor], offloaded: Sequence[str] = (), can_exchange: bool = False):
         self._weights = list(weights)
         self._offloaded = set(offloaded)
         self._copies: dict[str, list[Tensor]] = {}
-        self._can_exchange_storage = all(map(_owns_storage, weights))
+        self._own: list[Tensor] = []
+        self._can_exchange = can_exchange and _own_their_storage(self._weights)
 
     def __getitem__(self, name: str) -> list[Tensor]:
         if name not in self._copies:
@@ -54,16 +56,32 @@ class Buffers:
     def exchanged(self, name: str) -> Iterator[None]:
         """Within it the weights have the values of the copy; after it the copy has what became of them.
 
-        By exchange of storage, where each weight has one of its own; otherwise (sharded parameters, views of a flat
-        buffer) by copies. Outside, weights always lie in their own storage, and as before where it ends by an error.
+        By exchange of storage, where each weight has one of its own and the optimizer keeps no pointer to it;
+        otherwise (sharded parameters, views of a flat buffer) by copies. Outside, weights lie in their own storage;
+        after an error, once `end_exchange` was called.
         """
-        if self._can_exchange_storage:
-            with _in_storage_of(self._weights, self[name]):
-                yield
-        else:
+        if not self._can_exchange:
             self._swap(name)
             yield
             self._swap(name)
+            return
+        self._own = [weight.data for weight in self._weights]
+        for weight, copy in zip(self._weights, self[name], strict=True):
+            weight.data = copy
+        yield
+        for weight, copy in zip(self._weights, self[name], strict=True):
+            if weight.data_ptr() != copy.data_ptr():  # the optimizer gave it another storage
+                copy.copy_(weight)
+        self.end_exchange()
+
+    def end_exchange(self) -> None:
+        """Put the weights back into their own storage, if an error has left them elsewhere.
+
+        Not in a `finally` of `exchanged`: that can run late, when whoever handles the error has gone on.
+        """
+        for weight, data in zip(self._weights, self._own, strict=False):
+            weight.data = data
+        self._own = []
 
     def _swap(self, name: str) -> None:
         weights, copies = locals_of(self._weights), self[name]
@@ -78,23 +96,11 @@ class Buffers:
         self._copies = {}
 
 
-def _owns_storage(weight: Tensor) -> bool:
-    return type(weight.data) is Tensor and weight.untyped_storage().nbytes() == weight.nbytes
-
-
-@contextmanager
-def _in_storage_of(weights: list[Tensor], copies: list[Tensor]) -> Iterator[None]:
-    own = [weight.data for weight in weights]
-    try:
-        for weight, copy in zip(weights, copies, strict=True):
-            weight.data = copy
-        yield
-        for weight, copy in zip(weights, copies, strict=True):
-            if weight.data_ptr() != copy.data_ptr():  # the optimizer gave it another storage
-                copy.copy_(weight)
-    finally:
-        for weight, data in zip(weights, own, strict=True):
-            weight.data = data
+def _own_their_storage(weights: list[Tensor]) -> bool:
+    """Each all of it, and no two the same."""
+    own = all(type(w.data) is Tensor and w.untyped_storage().nbytes() == w.nbytes for w in weights)
+    filled = [w.data_ptr() for w in weights if w.numel() > 0]
+    return own and len(set(filled)) == len(filled)
 
 
 def near(copies: list[Tensor], weights: list[Tensor]) -> list[Tensor]:

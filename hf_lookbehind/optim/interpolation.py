@@ -62,11 +62,15 @@ def interpolate_adaptively_(
 def _dots(a: list[Tensor], b: list[Tensor]) -> Tensor:
     """a.b, a.a and b.b of each pair of tensors, shape (3, n).
 
-    a.b by norms, which take all tensors at once: 4 a.b = ||a + b||^2 - ||a - b||^2, exact where a is b.
+    The cosine by norms, which take all tensors at once: of unit vectors, 4 u.v = ||u + v||^2 - ||u - v||^2.
     """
-    added, subtracted = (tensor_norms(combine(a, b)) for combine in (torch._foreach_add, torch._foreach_sub))
-    dots = (added.square() - subtracted.square()) / 4
-    return torch.stack([dots, tensor_norms(a).square(), tensor_norms(b).square()])
+    norms = torch.stack([tensor_norms(a), tensor_norms(b)])
+    of_a, of_b = norms.clamp(min=torch.finfo(norms.dtype).tiny).tolist()
+    u, v = torch._foreach_div(a, of_a), torch._foreach_div(b, of_b)
+    added = tensor_norms(torch._foreach_add(u, v)).square()
+    torch._foreach_sub_(u, v)
+    cosines = ((added - tensor_norms(u).square()) / 4).clamp(-1, 1)
+    return torch.cat([(cosines * norms[0] * norms[1])[None], norms.square()])
 
 
 def _alpha(dot: Tensor, first_norm: Tensor, last_norm: Tensor) -> Tensor:

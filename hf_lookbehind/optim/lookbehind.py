@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..config import ADAPTIVE_ALPHAS, InputError, LookbehindConfig, LookbehindWarning
-from .base_optimizer import check_optimizer, without_step
+from .base_optimizer import check_optimizer, reads_parameters_anew, without_step
 from .buffers import Buffers
 from .calibration import RhoCalibration
 from .interpolation import interpolate_, interpolate_adaptively_
@@ -26,7 +26,6 @@ from .perturbation import (
     sam_step_,
     select_targets,
     tensor_norms,
-    total_norm,
     weight_norms,
 )
 from .rounding import report_rounding
@@ -41,7 +40,6 @@ from .shards import (
     norms_over_shards,
     sum_over_shards,
 )
-from .sparing import spared_weights, without_gradients
 from .stats import LookbehindStats
 
 
@@ -233,6 +231,7 @@ class Lookbehind:
 
     def abort(self) -> None:
         """Give up the iteration that is under way, if any: the weights are phi again, and no gradient is left."""
+        self._buffers.end_exchange()
         self._return_to_slow_weights()
         self._buffers.forget()
         drop_whole_copies(self.model)
@@ -246,7 +245,7 @@ class Lookbehind:
             parameter.grad = None
 
     def _start(self) -> None:
-        if self._is_open:
+        if self._is_open or self._is_pending:
             self.abort()
         self._collect_weights()
         self.stats = LookbehindStats(loss=math.nan)
@@ -267,16 +266,7 @@ class Lookbehind:
 
     def _gradient(self, i: int, same_function: SameFunction, closure: Callable[[], Any], on_part: bool) -> Any:
         """Pass i: leaves g_i in `.grad`, measures it, and returns the closure's loss."""
-        serves_ascent_alone = i < self._plan.k and (i == 0 or self._plan.descent == "last")
-        if serves_ascent_alone and self._spared:
-            with without_gradients(self._spared):
-                loss = same_function(closure, on_part)
-            if len(_with_gradient(self._plain)) + len(_with_gradient(self._scaled)) < self._targets:
-                # Reentrant checkpointing of a first layer cuts the graph where no input requires grad. Never again.
-                self._spared = []
-                loss = same_function(closure, on_part)
-        else:
-            loss = same_function(closure, on_part)
+        loss = same_function(closure, on_part)
         self._measure(loss, on_part)
         if i == 0 and self._plan.k > 0 and self.calibration is not None and not self.calibration.is_over:
             self._calibrate(self.calibration)
@@ -325,14 +315,11 @@ class Lookbehind:
 
         Each gradient is read once: ||T g|| tells of what is not finite too.
         """
-        if not precedes_ascent or len(used) == len(self._plain):
-            gradients = _gradients(used)
-            if any(map(is_sharded, used)):
-                norm = torch.linalg.vector_norm(norms_over_shards(tensor_norms(gradients), used))
-            else:
-                norm = total_norm(gradients)
+        plain = _with_gradient(self._plain)
+        if not precedes_ascent or len(used) == len(plain):
+            norm = torch.linalg.vector_norm(norms_over_shards(tensor_norms(_gradients(used)), used))
             return norm, norm
-        plain, scaled, others = map(_with_gradient, (self._plain, self._scaled, self._unperturbed))
+        scaled, others = _with_gradient(self._scaled), _with_gradient(self._unperturbed)
         scaled_norms = asam_norms(locals_of(scaled), _gradients(scaled), self._settings.eta)
         norms = [tensor_norms(_gradients(plain)), scaled_norms, tensor_norms(_gradients(others))]
         norms = torch.cat([n.to(used[0].device) for n in norms]) if used else torch.zeros(0)
@@ -406,8 +393,7 @@ class Lookbehind:
         if not self._settings.sync_ascent and any(map(is_sharded, unique.values())):
             raise InputError("sync_ascent=False is not allowed with sharded parameters. Use sync_ascent=True, or DDP")
         targets = select_targets(unique.values(), self._names, self._settings.target_parameters)
-        self._targets = len(targets)
-        self._signature, self._weights = signature, list(unique.values())
+        self._weights = list(unique.values())
         self._scaled = [p for p in targets if self._settings.ascent == "asam" and is_scaled(p, self._names)]
         scaled = set(map(id, self._scaled))
         self._plain = [p for p in targets if id(p) not in scaled]
@@ -420,8 +406,9 @@ class Lookbehind:
                 LookbehindWarning,
                 stacklevel=3,
             )
-        self._buffers = Buffers(self._weights, ["slow"] if self._settings.offload_buffers else [])
-        self._spared = spared_weights(self.model, self._weights, targets)
+        offloaded = ["slow"] if self._settings.offload_buffers else []
+        self._buffers = Buffers(self._weights, offloaded, can_exchange=reads_parameters_anew(self.optimizer))
+        self._signature = signature  # last: after an interrupt, all of it is done again
 
 
 def _with_gradient(parameters: list[Tensor]) -> list[Tensor]:

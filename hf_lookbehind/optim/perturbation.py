@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch._utils import _flatten_dense_tensors
 
 from ..config import InputError
 
@@ -14,9 +13,6 @@ NORM_EPSILON = 1e-16
 
 # ASAM needs T for a moment: it is built for this many elements at a time, not for the whole model.
 CHUNK_NUMEL = 1 << 24
-
-# A tensor of at most so many elements is small.
-SMALL_NUMEL = 1 << 13
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -33,20 +29,6 @@ def tensor_norms(tensors: Sequence[Tensor]) -> Tensor:
     if any(norm.device != norms[0].device for norm in norms):
         norms = [norm.to(norms[0].device) for norm in norms]
     return torch.stack(norms)
-
-
-def total_norm(tensors: Sequence[Tensor]) -> Tensor:
-    """L2 norm of all tensors together, in float32 or better, on the first's device.
-
-    Small tensors are gathered first: for them, a call each costs more than their elements do.
-    """
-    small = [t for t in tensors if t.numel() <= SMALL_NUMEL]
-    if len({(t.dtype, t.device) for t in small}) != 1:
-        return torch.linalg.vector_norm(tensor_norms(tensors))
-    large = [t for t in tensors if t.numel() > SMALL_NUMEL]
-    gathered = _flatten_dense_tensors(small)
-    norm = torch.linalg.vector_norm(gathered, dtype=accumulation_dtype(gathered.dtype))
-    return torch.linalg.vector_norm(torch.cat([tensor_norms(large).to(norm), norm[None]])) if large else norm
 
 
 def asam_scales(parameters: Sequence[Tensor], eta: float) -> list[Tensor]:

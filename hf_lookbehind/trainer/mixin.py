@@ -259,11 +259,13 @@ class LookbehindMixin(_Trainer):
         try:
             return super()._inner_training_loop(batch_size, args, resume_from_checkpoint, trial, ignore_keys_for_eval)
         finally:
-            if self._lookbehind is not None:
-                self._lookbehind.abort()
-            for hook in self._hooks:
-                hook.remove()
-            self._window, self._hooks, self._lookbehind = [], [], None
+            try:
+                if self._lookbehind is not None:
+                    self._lookbehind.abort()
+            finally:
+                for hook in self._hooks:
+                    hook.remove()
+                self._window, self._hooks, self._lookbehind = [], [], None
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         steps = self.state.global_step

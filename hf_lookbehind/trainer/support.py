@@ -3,6 +3,7 @@
 # The Trainer annotates as optional what it sets before training, and its own overrides differ in their signatures.
 # pyright: reportOptionalMemberAccess=false, reportArgumentType=false, reportIncompatibleMethodOverride=false
 
+import itertools
 from collections.abc import Iterator
 
 import torch
@@ -18,6 +19,9 @@ from .trained import trained_module
 # Their `training_step` only wraps the Trainer's: it can be repeated.
 _REPEATABLE = {("trl", "SFTTrainer"), ("trl", "DPOTrainer"), ("trl", "KTOTrainer"), ("trl", "RewardTrainer")}
 
+# Their batches hold the chosen rows first and the rejected ones after them.
+_PAIRED = {("trl", "DPOTrainer"), ("trl", "RewardTrainer")}
+
 _NO_REAL_STEP = {OptimizerNames.LOMO, OptimizerNames.ADALOMO}
 
 
@@ -29,7 +33,8 @@ def refuse_unsupported(trainer: Trainer, mixin: type, config: LookbehindConfig) 
         mixin: `LookbehindMixin`; what follows it in the trainer's classes is called once per pass.
         config: the settings; its `target_parameters` must match a trainable parameter.
     """
-    for refusal in (*_parallelism(trainer, config), *_optimizer(trainer, config), *_training_steps(trainer, mixin)):
+    refusals = (_parallelism(trainer, config), _optimizer(trainer, config), _training_steps(trainer, mixin))
+    for refusal in itertools.chain(*refusals, _part(trainer, config)):
         raise InputError(refusal)
     trained = trained_module(trainer)
     trainable = [p for p in trained.parameters() if p.requires_grad]
@@ -90,6 +95,20 @@ def _optimizer(trainer: Trainer, config: LookbehindConfig) -> Iterator[str]:
         )
     elif isinstance(given, torch.optim.Optimizer):
         check_optimizer(given, config)
+
+
+def _part(trainer: Trainer, config: LookbehindConfig) -> Iterator[str]:
+    if config.k == 0 or config.ascent_fraction == 1:
+        return
+    args = trainer.args
+    if args.per_device_train_batch_size == 1 and args.gradient_accumulation_steps == 1:
+        yield (
+            f"ascent_fraction={config.ascent_fraction} is not supported for windows of one example. Use 1, or larger "
+            "batches or gradient_accumulation_steps"
+        )
+    for cls in type(trainer).__mro__:
+        if (cls.__module__.partition(".")[0], cls.__name__) in _PAIRED:
+            yield f"ascent_fraction is not supported with {cls.__name__}: its rows belong together in pairs. Use 1"
 
 
 def _training_steps(trainer: Trainer, mixin: type) -> Iterator[str]:

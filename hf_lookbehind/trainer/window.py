@@ -42,11 +42,8 @@ def draw_part(batches: list[Any], fraction: float, seed: str) -> list[Any]:
         return [batches[i] for i in _draw(len(batches), fraction, generator)]
     (inputs,) = batches
     size = _size(inputs)
-    if size == 1:
-        raise InputError(
-            f"ascent_fraction={fraction} is not allowed for windows of one example: 1, or "
-            "gradient_accumulation_steps of 2 or more, of which whole micro-batches are taken"
-        )
+    if size == 1:  # the last window of an epoch, or packed examples: nothing to choose from
+        return batches
     return [_take(inputs, _draw(size, fraction, generator), size, fraction)]
 
 
@@ -84,4 +81,6 @@ def _take(inputs: Any, index: list[int], size: int, fraction: float) -> Any:
             value = [value[i] for i in index]
         taken[name] = value
     make: Any = type(inputs)
-    return make(taken) if isinstance(inputs, Mapping) else make(taken.values())
+    if isinstance(inputs, Mapping):
+        return make(taken)
+    return make(*taken.values()) if hasattr(inputs, "_fields") else make(taken.values())

@@ -1,5 +1,6 @@
 """Copies of the weights: exchanged by storage where they can be, and kept in CPU memory where asked to."""
 
+import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -7,7 +8,7 @@ from hf_lookbehind import Lookbehind, LookbehindConfig
 from hf_lookbehind.optim.buffers import Buffers, near
 from hf_lookbehind.optim.interpolation import interpolate_
 from hf_lookbehind.optim.perturbation import sam_step_
-from tests.models import MODELS, OPTIMIZERS, closure_of, groups, max_difference
+from tests.models import MODELS, OPTIMIZERS, closure_of, groups, max_difference, weights_of
 
 K3 = dict(k=3, rho=0.05)
 
@@ -89,3 +90,43 @@ def test_an_optimizer_that_replaces_storage_and_weights_that_share_one_train_ali
     usual = run(torch.optim.SGD)
     assert max_difference(run(torch.optim.SGD, shares=True), usual) == 0.0
     assert max_difference(run(Replacing), usual) < 1e-15
+
+
+class Sharing(torch.nn.Module):
+    """Two parameters over one storage, transposed: no tie that anyone could know of."""
+
+    def __init__(self):
+        super().__init__()
+        self.encode, self.decode = (torch.nn.Linear(6, 6, bias=False, dtype=torch.float64) for _ in range(2))
+        self.decode.weight = torch.nn.Parameter(self.encode.weight.data.t())
+
+    def forward(self, x):
+        return self.decode(torch.tanh(self.encode(x)))
+
+
+def test_parameters_over_one_storage_are_not_exchanged():
+    def run(copies):
+        torch.manual_seed(0)
+        model, x = Sharing(), torch.randn(5, 6, dtype=torch.float64)
+        lookbehind = Lookbehind(model, torch.optim.SGD(model.parameters(), lr=0.1), LookbehindConfig(**K3))
+        lookbehind._buffers._can_exchange &= not copies
+        for _ in range(3):
+            lookbehind.step(closure_of(model, lambda: (model(x) - x).square().mean()))
+        assert model.decode.weight.data_ptr() == model.encode.weight.data_ptr()
+        return model
+
+    assert max_difference(run(False), run(True)) == 0.0
+
+
+def test_an_error_while_storage_is_exchanged_leaves_phi_in_its_own():
+    model, loss_fn = MODELS["mlp"]()
+    optimizer = OPTIMIZERS["sgd"](groups(model))
+    lookbehind = Lookbehind(model, optimizer, LookbehindConfig(**K3))
+    lookbehind.step(closure_of(model, loss_fn))
+    phi, before = weights_of(model), [p.data_ptr() for p in model.parameters()]
+    hook = optimizer.register_step_post_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        lookbehind.step(closure_of(model, loss_fn))
+    hook.remove()
+    assert max_difference(model, phi) == 0.0
+    assert [p.data_ptr() for p in model.parameters()] == before

@@ -3,10 +3,8 @@
 import pytest
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from hf_lookbehind import InputError, Lookbehind, LookbehindConfig
-from hf_lookbehind.optim import lookbehind as core
 from tests.models import MODELS, OPTIMIZERS, closure_of, groups, max_difference, weights_of
 from tests.reference import Reference
 
@@ -144,71 +142,3 @@ def test_plain_steps_between_are_those_of_the_base_optimizer(config):
             optimizers[1].step()
             assert ours.stats.ascent_losses == () and ours.stats.alpha == 1
     assert max_difference(*models) == 0.0
-
-
-# ---- gradients that an ascent does not need ----
-
-TARGETS = dict(k=3, rho=0.05, target_parameters="norm")
-
-
-@pytest.mark.parametrize("config", [dict(), dict(descent="last"), dict(alpha="adaptive", ascent="asam")], ids=str)
-@pytest.mark.parametrize("name", MODELS)
-def test_what_is_not_perturbed_gives_no_gradient_where_only_an_ascent_follows(monkeypatch, name, config):
-    settings = LookbehindConfig(**(TARGETS | config))
-
-    def run():
-        model, loss_fn = MODELS[name]()
-        lookbehind = Lookbehind(model, OPTIMIZERS["adamw"](groups(model)), settings)
-        matrices = [p for p in model.parameters() if p.ndim > 1 and p.requires_grad]
-        seen = []
-
-        def closure():
-            loss = closure_of(model, loss_fn)()
-            seen.append(sum(p.grad is not None for p in matrices))
-            return loss
-
-        for _ in range(4):
-            lookbehind.step(closure)
-        assert all(p.requires_grad for p in matrices)
-        return model, seen
-
-    spared, seen = run()
-    monkeypatch.setattr(core, "spared_weights", lambda *_: [])
-    whole, seen_whole = run()
-    assert max_difference(spared, whole) == 0.0
-    assert len(seen) == len(seen_whole) == 16 and set(seen_whole) == {max(seen)}
-    reduced = 3 if settings.descent == "last" else 1
-    assert [n < max(seen) for n in seen] == ([True] * reduced + [False] * (4 - reduced)) * 4
-
-
-class Checkpointed(nn.Module):
-    """Reentrant checkpointing of the first layer: without a trainable input its graph is cut."""
-
-    def __init__(self):
-        super().__init__()
-        self.first = nn.Sequential(nn.Linear(6, 8, bias=False), nn.LayerNorm(8))
-        self.head = nn.Linear(8, 4)
-        self.runs = 0
-
-    def forward(self, x):
-        self.runs += 1
-        x = nn.functional.linear(x, self.first[0].weight)
-        return self.head(checkpoint(self.first[1], x, use_reentrant=True))
-
-
-def test_a_graph_that_is_cut_is_run_again_in_full_once():
-    def run(spares):
-        torch.manual_seed(0)
-        model, inputs = Checkpointed().double(), torch.randn(5, 6, dtype=torch.float64)
-        config = LookbehindConfig(k=1, target_parameters="first.1")
-        lookbehind = Lookbehind(model, torch.optim.SGD(model.parameters(), lr=0.1), config)
-        if not spares:
-            lookbehind._spared = []
-        for _ in range(3):
-            loss = closure_of(model, lambda: nn.functional.cross_entropy(model(inputs), torch.arange(5) % 4))
-            lookbehind.step(loss)
-        return model
-
-    ours, whole = run(True), run(False)
-    assert (ours.runs, whole.runs) == (3 * 2 + 1, 3 * 2)
-    assert max_difference(ours, whole) == 0.0

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from hf_lookbehind import InputError, Lookbehind, LookbehindConfig
+from hf_lookbehind.optim.interpolation import interpolate_adaptively_
 from tests.models import MODELS, OPTIMIZERS, closure_of, groups, max_difference, trained, weights_of
 
 
@@ -278,3 +279,45 @@ def test_config_is_required():
     model = nn.Linear(2, 2)
     with pytest.raises(InputError, match="config=None"):
         Lookbehind(model, torch.optim.SGD(model.parameters(), lr=0.1), None)
+
+
+@pytest.mark.parametrize("ascent", ["sam", "asam"])
+def test_the_norm_is_over_the_perturbed_also_where_some_have_no_gradient(ascent):
+    """As many targets without a gradient as there are others with one: counts alone would not tell."""
+    torch.manual_seed(0)
+    model = nn.ModuleDict({name: nn.Linear(3, 3, bias=False) for name in "abc"})
+    config = LookbehindConfig(k=1, ascent=ascent, target_parameters=["^a", "^b"])
+    lookbehind = Lookbehind(model, torch.optim.SGD(model.parameters(), lr=0.1), config)
+    x = torch.randn(4, 3)
+    lookbehind.step(closure_of(model, lambda: model["c"](model["a"](x)).square().mean()))
+    reference = nn.ModuleDict({name: nn.Linear(3, 3, bias=False) for name in "abc"})
+    torch.manual_seed(0)
+    for module in reference.values():
+        module.reset_parameters()
+    reference["c"](reference["a"](x)).square().mean().backward()
+    a = reference["a"].weight
+    scale = a.detach().abs() + 0.01 if ascent == "asam" else 1
+    assert lookbehind.stats.grad_norms[0] == pytest.approx((scale * a.grad).norm().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("ratio", [1, 1e4, 1e8])
+@pytest.mark.parametrize("cosine", [1.0, -1.0, 0.3])
+def test_adaptive_alphas_do_not_depend_on_lengths(cosine, ratio, dtype):
+    torch.manual_seed(0)
+    a, c = torch.linalg.qr(torch.randn(4096, 2, dtype=torch.float64))[0].T
+    b = ratio * (cosine * a + (1 - cosine**2) ** 0.5 * c)
+    fast, slow, first = ([x.to(dtype)] for x in (b, torch.zeros_like(a), a))
+    assert interpolate_adaptively_(fast, slow, first, True) == pytest.approx((cosine + 1) / 2, abs=2e-3)
+
+
+def test_a_plain_step_that_never_came_does_not_end_the_next_iteration():
+    model, loss_fn = MODELS["mlp"]()
+    closure, optimizer = closure_of(model, loss_fn), OPTIMIZERS["sgd"](groups(model))
+    lookbehind = Lookbehind(model, optimizer, LookbehindConfig(k=3))
+    lookbehind.begin(closure, full=False)
+    assert lookbehind.is_pending
+    hook = optimizer.register_step_post_hook(lambda *_: lookbehind.finish())
+    lookbehind.begin(closure)
+    assert lookbehind.is_pending
+    hook.remove()

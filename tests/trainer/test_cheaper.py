@@ -6,6 +6,7 @@ from transformers import BatchEncoding, TrainerCallback
 
 from hf_lookbehind import InputError
 from hf_lookbehind.trainer.window import draw_part
+from tests.libraries import make_library_trainer
 from tests.models import max_difference
 from tests.training import PLAIN, images, make_model, make_trainer, train
 
@@ -15,7 +16,7 @@ PART = dict(k=1, rho=0.05, ascent_fraction=0.5)
 def sizes_of_forwards(tmp_path, config, **options):
     model, sizes = make_model(), []
     model.register_forward_pre_hook(lambda _, args, kwargs: sizes.append(len(kwargs["labels"])), with_kwargs=True)
-    trainer = train(tmp_path, config, model=model, max_steps=2, **options)
+    trainer = train(tmp_path, config, model=model, **(dict(max_steps=2) | options))
     return sizes, trainer
 
 
@@ -128,14 +129,25 @@ def test_each_seed_draws_its_own_and_all_are_drawn_alike():
     assert len({tuple(draw) for draw in draws}) > 60 and (counts - 200).abs().max() < 50
 
 
-@pytest.mark.parametrize(
-    ("inputs", "named"),
-    [
-        ({"x": torch.zeros(1, 30)}, "windows of one example"),
-        ({"x": torch.zeros(4, 3), "patches": torch.zeros(9, 3)}, "'patches' has 9 rows for 4 examples"),
-    ],
-)
-def test_what_cannot_be_divided_is_refused_by_name(inputs, named):
-    with pytest.raises(InputError, match=f"ascent_fraction=0.5 is not allowed.*{named}"):
+def test_rows_that_belong_to_no_example_are_refused_by_name():
+    inputs = {"x": torch.zeros(4, 3), "patches": torch.zeros(9, 3)}
+    with pytest.raises(InputError, match="ascent_fraction=0.5 is not allowed.*'patches' has 9 rows for 4 examples"):
         draw_part([inputs], 0.5, "seed")
     assert len(draw_part([inputs, inputs], 0.5, "seed")) == 1
+
+
+def test_a_last_window_of_one_example_is_taken_whole(tmp_path):
+    sizes, trainer = sizes_of_forwards(tmp_path, PART, data=images(9), max_steps=3)
+    assert sorted(sizes[:6]) == [1, 1, 2, 2, 4, 4] and trainer.state.global_step == 3
+
+
+def test_windows_of_one_example_are_refused(tmp_path):
+    with pytest.raises(InputError, match="ascent_fraction=0.5 is not supported for windows of one example"):
+        make_trainer(tmp_path, PART, per_device_train_batch_size=1)
+    make_trainer(tmp_path, PART, per_device_train_batch_size=1, gradient_accumulation_steps=2)
+
+
+@pytest.mark.parametrize("case", ["dpo", "reward"])
+def test_rows_in_pairs_are_refused(tmp_path, case):
+    with pytest.raises(InputError, match="ascent_fraction is not supported with (DPO|Reward)Trainer.*pairs"):
+        make_library_trainer(case, tmp_path, PART)
