@@ -60,16 +60,18 @@ def interpolate_adaptively_(
 
 
 def _dots(a: list[Tensor], b: list[Tensor]) -> Tensor:
-    """a.b, a.a and b.b of each pair of tensors, shape (3, n).
+    """a.b, a.a and b.b of each pair of tensors, shape (3, n). Overwrites a.
 
     The cosine by norms, which take all tensors at once: of unit vectors, 4 u.v = ||u + v||^2 - ||u - v||^2.
     """
     norms = torch.stack([tensor_norms(a), tensor_norms(b)])
     of_a, of_b = norms.clamp(min=torch.finfo(norms.dtype).tiny).tolist()
-    u, v = torch._foreach_div(a, of_a), torch._foreach_div(b, of_b)
-    added = tensor_norms(torch._foreach_add(u, v)).square()
-    torch._foreach_sub_(u, v)
-    cosines = ((added - tensor_norms(u).square()) / 4).clamp(-1, 1)
+    torch._foreach_div_(a, of_a)
+    combined = list(torch._foreach_div(b, of_b))
+    torch._foreach_add_(combined, a)
+    added = tensor_norms(combined).square()
+    torch._foreach_sub_(combined, a, alpha=2)
+    cosines = ((added - tensor_norms(combined).square()) / 4).clamp(-1, 1)
     return torch.cat([(cosines * norms[0] * norms[1])[None], norms.square()])
 
 
