@@ -5,7 +5,8 @@ import sys
 from collections.abc import Sequence
 
 PROGRAMS = {
-    "image-classification": "fine-tune an image classifier with Lookbehind",
+    "image-classification": "fine-tune an image classifier",
+    "text-classification": "fine-tune a classifier of texts or of pairs of texts, or a regression",
 }
 
 

@@ -141,8 +141,8 @@ class Demo:
         """Pixels (n, 3, 8, 8) and labels (n) of the test split, as the program prepares them."""
         argv = _argv(dataset_name="digits", output_dir=self.folder, test_split=TEST_SPLIT, **self._task())
         args = run_image_classification.make_parser().parse(argv)
-        _, _, parts = run_image_classification.prepare(args)
-        return parts["test"].pixels, parts["test"].labels
+        test = run_image_classification.prepare(args).datasets["test"]
+        return test.pixels, test.labels
 
     def _task(self) -> dict[str, Any]:
         return {

@@ -24,8 +24,8 @@ Flags may stand in a file, and those after it override: ... image-classification
 
 import math
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,28 +33,18 @@ from datasets import Dataset
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
-    EarlyStoppingCallback,
     PreTrainedConfig,
     ViTConfig,
     ViTImageProcessorPil,
-    set_seed,
 )
-from transformers.utils import logging
 
-from hf_lookbehind import InputError, LookbehindTrainer
-from hf_lookbehind.finetune import data, images, metrics, models
-from hf_lookbehind.finetune.arguments import Arguments, DataArguments, FlagParser, ModelArguments
-from hf_lookbehind.finetune.paths import exists, resume_from
-from hf_lookbehind.finetune.program import (
-    Preempted,
-    RunStatus,
-    no_empty_folder,
-    one_line,
-    quiet_transformers,
-    run_program,
-)
-from hf_lookbehind.finetune.training import StepCounter, save_train_results, try_optimizer_and_scheduler
-from hf_lookbehind.report import format_table
+from hf_lookbehind import InputError
+from hf_lookbehind.finetune import data, images, labels, metrics, models
+from hf_lookbehind.finetune.arguments import DataArguments, ModelArguments
+from hf_lookbehind.finetune.flags import Arguments, FlagParser
+from hf_lookbehind.finetune.paths import exists
+from hf_lookbehind.finetune.task import Task
+from hf_lookbehind.finetune.training import Program
 
 BUILT_IN = {"digits": images.digits}
 TASK = "ForImageClassification"
@@ -131,21 +121,6 @@ class ImageModelArguments(ModelArguments):
         return super().inputs() | {"image_processor_name": self.image_processor_name}
 
 
-@dataclass
-class Results:
-    """A finished run: what its folder holds, at hand.
-
-    Attributes:
-        metrics: those of `all_results.json`; `train_gradient_passes` counts (k+1) per optimizer step.
-        trainer: with the final model (the best one with `--load_best_model_at_end`).
-        datasets: "train" and, where there are such, "validation" and "test"; preprocessed.
-    """
-
-    metrics: dict[str, Any]
-    trainer: LookbehindTrainer
-    datasets: dict[str, images.ImageDataset]
-
-
 def make_parser() -> FlagParser:
     return FlagParser(data=ImageDataArguments, model=ImageModelArguments, description=__doc__)
 
@@ -197,18 +172,17 @@ def load_processor(args: Arguments, config: PreTrainedConfig, image_size: int) -
     return ViTImageProcessorPil(size={"height": height, "width": width}, do_convert_rgb=True, **mean_and_std)
 
 
-def prepare(args: Arguments) -> tuple[Any, Any, dict[str, images.ImageDataset]]:
-    """Model, image processor and datasets. What is wrong with any of them is found here, before a file is written."""
+def prepare(args: Arguments) -> Task:
+    """The data, and a way to the model. What is wrong with any of them is found here, before a file is written."""
     training = args.training
     splits = load_images(args)
     some = next(iter(splits.values()))
     image_column = data.find_column(some, args.data.image_column_name, IMAGE_COLUMNS, "image_column_name")
     label_column = data.find_column(some, args.data.label_column_name, LABEL_COLUMNS, "label_column_name")
     seed = training.seed if training.data_seed is None else training.data_seed
-    parts = data.choose_parts(args.data, splits, label_column, seed=seed, test=training.do_predict)
-    if training.eval_strategy != "no" and "validation" not in parts:
-        raise InputError(f"--eval_strategy {training.eval_strategy.value} needs validation data: --train_val_split 0")
-    names = data.class_names(parts["train"], label_column)
+    strata = partial(labels.classes_that_occur, column=label_column)
+    parts = data.choose_parts(args.data, splits, seed=seed, test=training.do_predict, strata=strata)
+    names = labels.class_names(parts["train"], label_column)
 
     image_parts = {split: images.undecoded(part, image_column) for split, part in parts.items()}
     image_size = images.first_image_size(image_parts["train"], image_column)
@@ -216,110 +190,37 @@ def prepare(args: Arguments) -> tuple[Any, Any, dict[str, images.ImageDataset]]:
     if getattr(config, "num_channels", 3) != 3:
         raise InputError(f"num_channels={config.num_channels} is not supported: images have 3 channels, RGB")
     classes, new_head = models.choose_classes(config, names, TASK, args.model)
-    labels = {split: data.encode_labels(part, label_column, classes) for split, part in parts.items()}
-    data.check_classes(labels["train"], classes, parts["train"])
-    labels["train"] = data.with_label_noise(
-        labels["train"], [classes.index(name) for name in names], args.data.label_noise, args.data.corruption_seed
+    encoded = {split: labels.encode_labels(part, label_column, classes) for split, part in parts.items()}
+    labels.check_classes(encoded["train"], classes, parts["train"])
+    encoded["train"] = labels.with_label_noise(
+        encoded["train"], [classes.index(name) for name in names], args.data.label_noise, args.data.corruption_seed
     )
 
     processor = load_processor(args, config, image_size)
     corruption = images.Corruption(args.data.corruption, args.data.corruption_strength, args.data.corruption_seed)
     datasets = {
-        split: images.ImageDataset(part, image_column, labels[split], processor, corruption)
+        split: images.ImageDataset(part, image_column, encoded[split], processor, corruption)
         for split, part in image_parts.items()
     }
     datasets["train"].augment(args.data.augmentation, seed)
     images.preload_within(list(datasets.values()))
-    set_seed(training.seed)
-    model = models.build_model(AutoModelForImageClassification, args.model, config, classes, new_head=new_head)
-    models.try_out(model, images.ImageCollator(model.dtype)([datasets["train"][0]]), args.model)
-    return model, processor, datasets
-
-
-def make_trainer(args: Arguments, model: Any, processor: Any, datasets: dict[str, images.ImageDataset]) -> Any:
-    training = args.training
     training.remove_unused_columns = False
-    compute_metrics, keys = metrics.compute_metrics_for(training.metric)
-    metrics.check_best_metric(training.metric_for_best_model, keys)
-    callbacks: list[Any] = [images.EpochCallback(datasets["train"])]
-    if training.early_stopping_patience is not None:
-        threshold = training.early_stopping_threshold or 0.0
-        callbacks.append(EarlyStoppingCallback(training.early_stopping_patience, threshold))
-    try:
-        # the Trainer makes its folder before everything that it refuses is refused
-        with no_empty_folder(Path(training.output_dir)):
-            trainer = LookbehindTrainer(
-                model=model,
-                args=training,
-                lookbehind_config=args.lookbehind,
-                train_dataset=datasets["train"],
-                eval_dataset=datasets.get("validation"),
-                data_collator=images.ImageCollator(model.dtype),
-                processing_class=processor,
-                compute_metrics=compute_metrics,
-                preprocess_logits_for_metrics=metrics.predicted_classes,
-                callbacks=callbacks,
-            )
-            try_optimizer_and_scheduler(trainer)
-    except (ValueError, RuntimeError, ImportError) as error:
-        raise InputError(one_line(error)) from error
-    return trainer
+    load_model = partial(
+        models.build_classifier, AutoModelForImageClassification, args.model, config, classes, new_head=new_head
+    )
+    return Task(
+        datasets=datasets,
+        load_model=load_model,
+        processing_class=processor,
+        make_collator=lambda model: images.ImageCollator(model.dtype),
+        metrics=metrics.of_classes(training.metric or ["accuracy"], len(classes)),
+        callbacks=[images.EpochCallback(datasets["train"])],
+    )
 
 
-def train(argv: Sequence[str] | None = None, status: RunStatus | None = None) -> Results:
-    """Train, evaluate and save as the flags say.
-
-    Args:
-        argv: the flags; default: those of the command line.
-        status: told what happens, for `run_status.json`.
-
-    Raises:
-        InputError: the input cannot be used; nothing has been written, but for an image that is read only in training.
-        Preempted: SIGTERM has ended the training, after a checkpoint; nothing is evaluated.
-    """
-    with quiet_transformers():
-        args = make_parser().parse(argv)
-        status = status or RunStatus()
-        status.output_dir = Path(args.training.output_dir)
-        model, processor, datasets = prepare(args)
-        trainer = make_trainer(args, model, processor, datasets)
-    logging.set_verbosity(args.training.get_process_log_level())
-    counter = StepCounter()
-    trainer.add_callback(counter)
-    status.start()
-
-    outcome = trainer.train(resume_from_checkpoint=resume_from(args.training.resume_from_checkpoint))
-    if trainer.was_preempted:
-        raise Preempted
-    trainer.save_model()
-    passes = (args.lookbehind.k + 1) * trainer.state.global_step
-    results = {**outcome.metrics, "train_samples": len(datasets["train"]), "train_gradient_passes": passes}
-    results = save_train_results(trainer, results, counter)
-    if "validation" in datasets:
-        found = trainer.evaluate() | {"eval_samples": len(datasets["validation"])}
-        trainer.save_metrics("eval", found)
-        results |= found
-    if "test" in datasets:
-        found = trainer.predict(datasets["test"]).metrics | {"test_samples": len(datasets["test"])}
-        trainer.save_metrics("test", found)
-        results |= found
-    return Results(results, trainer, datasets)
-
-
-def show(results: Results) -> None:
-    """The table at the end."""
-    rows = [
-        {"metric": name, "value": f"{value:.4g}" if isinstance(value, float) else str(value)}
-        for name, value in results.metrics.items()
-    ]
-    print(f"\n{format_table(rows)}\n\nsaved in {results.trainer.args.output_dir}")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The program: `train`, a table, and an exit code (see `run_program`)."""
-
-    return run_program(lambda status: train(argv, status), show)
-
+PROGRAM = Program(make_parser, prepare)
+train = PROGRAM.train
+main = PROGRAM.main
 
 if __name__ == "__main__":
     sys.exit(main())

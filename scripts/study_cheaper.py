@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from hf_lookbehind import InputError, Lookbehind, LookbehindConfig
-from hf_lookbehind.finetune.data import with_label_noise
+from hf_lookbehind.finetune.labels import with_label_noise
 from hf_lookbehind.finetune.paths import check_folder_to_write, remove_earlier
 from hf_lookbehind.finetune.program import run_program
 from hf_lookbehind.finetune.search import grid_search

@@ -1,27 +1,19 @@
-"""Flags of the programs: data, model, Lookbehind, training. Bad ones are refused before anything is written."""
+"""What the programs are told: data, model, search, training. Bad values are refused before anything is written."""
 
-import argparse
-import dataclasses
-import difflib
 import json
 import math
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
-from importlib import resources
-from pathlib import Path
-from typing import Any, NoReturn, get_args, get_type_hints
 
 import torch
 import torch.distributed as dist
-import yaml
 from accelerate.utils import DynamoBackend
-from transformers import HfArgumentParser, TrainingArguments
+from transformers import TrainingArguments
 
-from ..config import InputError, LookbehindConfig
-from .paths import check_model_folder, check_output_dir, exists, looks_like_path, resume_from
+from ..config import InputError
+from .paths import check_model_folder, exists, looks_like_path
 from .program import one_line
 
 DTYPES = ("float32", "float64", "bfloat16")
@@ -93,6 +85,10 @@ class DataArguments:
         """What is read, by flag: a folder, or an id on the Hub."""
         return {"dataset_name": self.dataset_name}
 
+    def source(self, part: str, split: str) -> str:
+        """How messages call the training, validation or test data that a split gives."""
+        return split
+
 
 @dataclass
 class ModelArguments:
@@ -147,8 +143,9 @@ class FinetuningArguments(TrainingArguments):
         default=None,
         metadata={"help": "Checkpoint to continue from: its folder, or 'last': the last complete one of --output_dir"},
     )
-    metric: str = field(
-        default="accuracy", metadata={"help": "Metric of the evaluation; others than accuracy come from `evaluate`."}
+    metric: list[str] | None = field(
+        default=None,
+        metadata={"help": "Metrics of the evaluation: those of the program, or any that `evaluate` can load."},
     )
     early_stopping_patience: int | None = field(
         default=None,
@@ -161,9 +158,11 @@ class FinetuningArguments(TrainingArguments):
     def __post_init__(self) -> None:
         self._check_numbers()
         self._check_reserved()
-        if self.metric_for_best_model is None and (self.load_best_model_at_end or self.save_strategy == "best"):
-            self.metric_for_best_model = self.metric
         self._check_early_stopping()
+        # else the program's first metric will be the one, which is known later: see `choose_best_metric`
+        self.names_best_metric = self.metric_for_best_model is not None
+        if self.greater_is_better is None and self.names_best_metric and is_lower_better(self.metric_for_best_model):
+            self.greater_is_better = False
         # On a machine with CPUs only, pinned memory has no use, and without this the processes of a launcher do not
         # find each other: each would train, and save, alone.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
@@ -198,7 +197,7 @@ class FinetuningArguments(TrainingArguments):
 
     def _check_reserved(self) -> None:
         for f in fields(TrainingArguments):
-            if _is_reserved(f.name) and getattr(self, f.name) != f.default:
+            if is_reserved(f.name) and getattr(self, f.name) != f.default:
                 raise InputError(f"--{f.name} is reserved: pushing to the Hub is not built yet")
 
     def _check_early_stopping(self) -> None:
@@ -211,209 +210,65 @@ class FinetuningArguments(TrainingArguments):
         if self.eval_strategy == "no":
             raise InputError("--early_stopping_patience needs --eval_strategy epoch or steps")
 
+    def choose_best_metric(self, keys: Sequence[str]) -> None:
+        """Rate checkpoints by the first metric, unless the flags name another, which must be one that is reported.
 
-def _is_reserved(name: str) -> bool:
-    return name == "push_to_hub" or name.startswith("hub_")
+        Args:
+            keys: of all metrics, without `eval_`.
 
-
-def _flag_type(hint: Any) -> Any:
-    """The type of a `LookbehindConfig` field as a flag: numbers come as text, for the config itself to judge."""
-    if hint is bool:
-        return bool
-    if any(getattr(kind, "__origin__", None) is Sequence for kind in get_args(hint)):
-        return list[str] | None
-    return str | None
-
-
-def _lookbehind_flags() -> type:
-    """A dataclass with a flag for every field of `LookbehindConfig`: name, default and help are the config's."""
-    hints = get_type_hints(LookbehindConfig)
-    flags = [
-        (f.name, _flag_type(hints[f.name]), field(default=f.default, metadata=f.metadata))
-        for f in fields(LookbehindConfig)
-    ]
-    return dataclasses.make_dataclass("LookbehindFlags", flags, namespace={"_argument_group_name": "Lookbehind"})
-
-
-def _number_or_word(value: Any) -> Any:
-    # Python reads 1_0 as 10
-    if isinstance(value, str) and "_" not in value:
-        for kind in (int, float):
-            try:
-                return kind(value)
-            except ValueError:
-                continue
-    return value
-
-
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """One spelling of each flag, no defaults that say nothing, examples as they were written."""
-
-    def _format_action_invocation(self, action: argparse.Action) -> str:
-        if not action.option_strings or action.nargs == 0:
-            return super()._format_action_invocation(action)
-        values = self._format_args(action, self._get_default_metavar_for_optional(action))
-        return f"{action.option_strings[0]} {values}"
-
-    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
-        return "VALUE"
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default is None or action.nargs == 0 or "default: " in (action.help or "").lower():
-            return action.help
-        return super()._get_help_string(action)
+        Raises:
+            InputError: `--metric_for_best_model` is not reported by any evaluation.
+        """
+        keeps_best = self.load_best_model_at_end or self.save_strategy == "best"
+        if keeps_best and keys and not self.names_best_metric:
+            self.metric_for_best_model, self.greater_is_better = keys[0], not is_lower_better(keys[0])
+        allowed = ["loss", *keys]
+        name = self.metric_for_best_model
+        if name is not None and name.removeprefix("eval_") not in allowed:
+            raise InputError(f"--metric_for_best_model {name!r} is not reported: allowed are {', '.join(allowed)}")
 
 
 @dataclass
-class Arguments:
-    """What a command line says: one member per group of flags."""
+class SearchArguments:
+    """A search before the training, for a radius that suits the task."""
 
-    data: Any
-    model: Any
-    lookbehind: LookbehindConfig
-    training: FinetuningArguments
+    _argument_group_name = "Search of rho"
 
+    rho_search: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Radii to try before the training, or 'grid' for the usual ones: a training each, rated on the "
+            "validation split by the first metric. The final training takes the best."
+        },
+    )
+    learning_rate_search: list[float] | None = field(
+        default=None, metadata={"help": "Learning rates to try with each of the radii. Default: --learning_rate."}
+    )
+    search_seeds: int = field(default=1, metadata={"help": "Trainings per setting, under seeds of their own."})
+    search_max_steps: int | None = field(
+        default=None, metadata={"help": "Steps of each training of the search. Default: those of the final one."}
+    )
 
-class FlagParser(HfArgumentParser):
-    """Parses `[settings.yaml|settings.json] --flag value ...` into `Arguments`.
-
-    Args:
-        data: dataclass of the data flags, a `DataArguments`.
-        model: dataclass of the model flags, a `ModelArguments`.
-        training: dataclass of the training flags.
-        description: top of the help text.
-    """
-
-    def __init__(
-        self,
-        data: type = DataArguments,
-        model: type = ModelArguments,
-        training: type = FinetuningArguments,
-        description: str | None = None,
-    ) -> None:
-        self.groups: dict[str, Any] = {
-            "data": data,
-            "model": model,
-            "lookbehind": _lookbehind_flags(),
-            "training": training,
-        }
-        super().__init__(
-            list(self.groups.values()),
-            allow_abbrev=False,
-            usage="%(prog)s [SETTINGS.yaml|.json] --flag value ...",
-            description=description,
-            formatter_class=_HelpFormatter,
-        )
-        for action in self._actions:
-            if _is_reserved(action.dest):
-                action.help = argparse.SUPPRESS
-            elif isinstance(action, argparse._StoreFalseAction):
-                action.help = f"The same as --{action.dest} False."
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(message)
-
-    def parse(self, argv: Sequence[str] | None = None) -> Arguments:
-        """Check Lookbehind's flags, then files and folders, then the rest; nothing is written or downloaded.
-
-        Raises:
-            InputError: names the flag or file, its value and what is allowed.
-        """
-        values = self._values(argv)
-        # through the text forms: alpha and rho take a number or a word, and the config says what is allowed
-        settings = {name: _number_or_word(value) for name, value in values["lookbehind"].items()}
-        try:
-            lookbehind = LookbehindConfig(**settings)
-        except InputError as error:
-            raise InputError(f"--{error}") from error
-        data = self.groups["data"](**values["data"])
-        model = self.groups["model"](**values["model"])
-        data.check_files()
-        model.check_files()
-        training = values["training"]
-        output_dir = "trainer_output" if training["output_dir"] is None else training["output_dir"]
-        check_output_dir(output_dir, resume_from(training["resume_from_checkpoint"]), data.inputs() | model.inputs())
-        return Arguments(data, model, lookbehind, self.groups["training"](**training))
-
-    def _values(self, argv: Sequence[str] | None) -> dict[str, dict[str, Any]]:
-        """The values of each group by flag."""
-        argv = [str(argument) for argument in (sys.argv[1:] if argv is None else argv)]
-        if argv and argv[0].endswith((".yaml", ".yml", ".json")):
-            # first, so that the flags after it override
-            argv = self._flags_of_file(Path(argv[0])) + argv[1:]
-        namespace, unknown = self.parse_known_args(_join_negative_numbers(argv))
-        if unknown:
-            self._refuse_unknown(unknown[0], argv)
-        return {
-            group: {f.name: getattr(namespace, f.name) for f in fields(kind) if f.init}
-            for group, kind in self.groups.items()
-        }
-
-    def _flags_of_file(self, path: Path) -> list[str]:
-        """The settings of a file as flags."""
-        settings = _read_settings(path)
-        known = {f.name for kind in self.groups.values() for f in fields(kind) if f.init}
-        unknown = [str(key) for key in settings if key not in known]
-        if unknown:
-            hints = (f"{key!r}{_suggestion(key, known)}" for key in unknown)
-            raise InputError(f"{path} has unknown settings: {', '.join(hints)}")
-        flags = []
-        for name, value in settings.items():
-            if isinstance(value, list):
-                flags += [f"--{name}", *map(str, value)]
-            elif value is not None:
-                text = json.dumps(value) if isinstance(value, dict) else str(value)
-                flags.append(f"--{name}={text}")
-        return flags
-
-    def _refuse_unknown(self, argument: str, argv: Sequence[str]) -> None:
-        """No value is repeated: it might be a secret."""
-        if not argument.startswith("-"):
-            before = [word.partition("=")[0] for word in argv[: argv.index(argument)] if word.startswith("--")]
-            where = f"after {before[-1]}" if before else "before the first flag"
-            raise InputError(f"unexpected argument {where}: each flag is followed by its value, as in --k 2")
-        flag = argument.partition("=")[0]
-        known = [name for name in self._option_string_actions if name.startswith("--") and "-" not in name[2:]]
-        raise InputError(f"unknown flag {flag}{_suggestion(flag.replace('-', '_').replace('__', '--', 1), known)}")
+    def __post_init__(self) -> None:
+        if self.rho_search is None:
+            if self.learning_rate_search is not None:
+                raise InputError("--learning_rate_search needs --rho_search")
+            return
+        for name in ("search_seeds", "search_max_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"--{name} {value} is not allowed: 1 or more")
+        for rate in self.learning_rate_search or ():
+            if not (math.isfinite(rate) and rate >= 0):
+                raise InputError(f"--learning_rate_search {rate} is not allowed: finite numbers, 0 or more")
 
 
-def _join_negative_numbers(argv: list[str]) -> list[str]:
-    """`--rho -1e-3` as `--rho=-1e-3`: argparse takes the number for a flag."""
-    joined: list[str] = []
-    for argument in argv:
-        is_value = argument.startswith("-") and isinstance(_number_or_word(argument), int | float)
-        if is_value and joined and joined[-1].startswith("--") and "=" not in joined[-1]:
-            joined[-1] += f"={argument}"
-        else:
-            joined.append(argument)
-    return joined
+def is_reserved(name: str) -> bool:
+    """Whether a flag of the Trainer stands for something that the programs do not do yet."""
+    return name == "push_to_hub" or name.startswith("hub_")
 
 
-def _suggestion(name: str, known: Sequence[str] | set[str]) -> str:
-    """An abbreviation suggests what it abbreviates, a slip what it resembles."""
-    nearest = sorted((k for k in known if k.startswith(name)), key=len) or difflib.get_close_matches(name, known)
-    return f": did you mean {nearest[0]}?" if nearest else ": --help lists the flags"
-
-
-def _read_settings(path: Path) -> dict[str, Any]:
-    """The settings of a file; a bare name that is not here is looked up among those that come with the programs."""
-    if not path.is_file() and path.name == os.fspath(path):
-        path = Path(str(resources.files("hf_lookbehind.scripts"))) / "recipes" / path
-        if not path.is_file():
-            raise InputError(f"{path.name}: there is no such file of settings, neither here nor in {path.parent}")
-    if not path.is_file():
-        raise InputError(f"{path}: there is no such file of settings")
-    try:
-        text = path.read_text(encoding="utf-8")
-        settings = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except yaml.MarkedYAMLError as error:
-        # without the line itself, which might hold a secret
-        line = "" if error.problem_mark is None else f" in line {error.problem_mark.line + 1}"
-        raise InputError(f"{path} cannot be read: {one_line(error.problem)}{line}") from error
-    except (ValueError, yaml.YAMLError, OSError) as error:
-        raise InputError(f"{path} cannot be read: {one_line(error)}") from error
-    if settings is None:
-        return {}
-    if not isinstance(settings, dict):
-        raise InputError(f"{path} must hold settings as 'name: value', not a {type(settings).__name__}")
-    return settings
+def is_lower_better(metric: str | None) -> bool:
+    """Whether a metric measures what is bad, as far as its name tells."""
+    name = (metric or "").removeprefix("eval_").lower()
+    return name.endswith("loss") or name in ("perplexity", "mse", "mae", "rmse", "wer", "cer", "ter")

@@ -1,4 +1,4 @@
-"""Datasets of any kind: where they come from, splits, subsets, class labels."""
+"""Datasets of any kind: where they come from, splits, subsets."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from datasets import ClassLabel, Dataset, DatasetDict, ReadInstruction, Value, concatenate_datasets, load_dataset
+from datasets import Dataset, DatasetDict, ReadInstruction, concatenate_datasets, load_dataset
 from datasets import load_from_disk as load_saved
 from datasets.exceptions import DatasetsError
 
@@ -116,51 +116,6 @@ def find_column(dataset: Dataset, given: str | None, candidates: Sequence[str], 
     raise InputError(f"--{flag} {problem}; the dataset's columns are {', '.join(dataset.column_names)}")
 
 
-def class_names(part: Part, column: str) -> list[str]:
-    """The names of all classes that the labels can take; for plain text or numbers, those that occur.
-
-    Raises:
-        InputError: the column holds no labels.
-    """
-    feature = part.dataset.features[column]
-    if isinstance(feature, ClassLabel):
-        names = list(feature.names)
-    elif isinstance(feature, Value) and any(kind in feature.dtype for kind in ("int", "string", "bool")):
-        names = [str(value) for value in sorted({value for value in part.column(column) if value is not None})]
-    else:
-        raise InputError(f"--label_column_name {column!r} holds no class labels: its type is {feature}")
-    return names
-
-
-def encode_labels(part: Part, column: str, names: Sequence[str]) -> np.ndarray:
-    """Labels as positions in `names`, by name: two datasets may number the same classes differently.
-
-    Raises:
-        InputError: a label is missing or its class is not in `names`.
-    """
-    position = {name: number for number, name in enumerate(names)}
-    feature = part.dataset.features[column]
-    labels = np.empty(len(part), dtype=np.int64)
-    for i, value in enumerate(part.column(column)):
-        if value is None or (isinstance(feature, ClassLabel) and value < 0):
-            raise InputError(f"{part.where(i)} has no label in column {column!r}")
-        name = feature.names[value] if isinstance(feature, ClassLabel) else str(value)
-        if name not in position:
-            raise InputError(
-                f"{part.where(i)} has the label {name!r}, for which the model has no class: "
-                f"the classes are {', '.join(names)}"
-            )
-        labels[i] = position[name]
-    return labels
-
-
-def check_classes(labels: np.ndarray, names: Sequence[str], part: Part) -> None:
-    """Refuse training data of a single class."""
-    present = np.unique(labels)
-    if len(present) < 2:
-        raise InputError(f"the training data ({part.name}) has a single class, {names[present[0]]!r}: 2 are needed")
-
-
 def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Positions to train on and positions to validate on, with about the same share of every class in both."""
     generator = np.random.default_rng(seed)
@@ -183,28 +138,25 @@ def random_subset(size: int, limit: int | None, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).permutation(size)[:limit])
 
 
-def with_label_noise(labels: np.ndarray, classes: Sequence[int], fraction: float, seed: int) -> np.ndarray:
-    """Labels of which exactly `round(fraction * n)` are replaced by another class, drawn uniformly."""
-    generator = np.random.default_rng(seed)
-    noisy = labels.copy()
-    for i in generator.permutation(len(labels))[: round(fraction * len(labels))]:
-        noisy[i] = generator.choice([label for label in classes if label != labels[i]])
-    return noisy
-
-
 def choose_parts(
-    args: DataArguments, splits: Mapping[str, Dataset], label_column: str, *, seed: int, test: bool
+    args: DataArguments,
+    splits: Mapping[str, Dataset],
+    *,
+    seed: int,
+    test: bool,
+    strata: Callable[[Part], np.ndarray] | None = None,
 ) -> dict[str, Part]:
     """The rows to train on, and those to validate and test on where there are any.
 
-    Validation data is `--validation_split`, a split of that name, or a stratified part of the training split.
+    Validation data is `--validation_split`, a split of that name, or a random part of the training split.
 
     Args:
         args: the data flags.
         splits: all rows, by split.
-        label_column: what is stratified.
         seed: of the random choices.
         test: whether a test split is wanted even if `--test_split` does not name it.
+        strata: gives the class of each example of the training split, all of which the random part then has its share
+            of; default: they are all of one kind.
 
     Returns:
         "train" and, where there are such, "validation" and "test".
@@ -213,13 +165,13 @@ def choose_parts(
     if args.validation_split is not None or "validation" in splits:
         parts["validation"] = take_split(splits, args.validation_split or "validation", "validation_split")
     elif args.train_val_split > 0:
-        names = class_names(parts["train"], label_column)
-        labels = encode_labels(parts["train"], label_column, names)
-        kept, held_out = stratified_split(labels, args.train_val_split, seed)
-        parts = {"train": parts["train"].take(kept), "validation": parts["train"].take(held_out)}
+        train = parts["train"]
+        kinds = np.zeros(len(train)) if strata is None else strata(train)
+        kept, held_out = stratified_split(kinds, args.train_val_split, seed)
+        parts = {"train": train.take(kept), "validation": train.take(held_out)}
     if args.test_split is not None or test:
         parts["test"] = take_split(splits, args.test_split or "test", "test_split")
     for name, part in parts.items():
         limit = args.max_train_samples if name == "train" else args.max_eval_samples
-        parts[name] = part.take(random_subset(len(part), limit, seed))
+        parts[name] = replace(part.take(random_subset(len(part), limit, seed)), name=args.source(name, part.name))
     return parts

@@ -1,80 +1,287 @@
-"""Metrics of classification: those we ship work without a network, any other comes from `evaluate`."""
+"""Metrics: those we ship work without a network, any other comes from `evaluate`."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import datasets
 import evaluate
 import numpy as np
-from sklearn.metrics import accuracy_score
+from scipy import stats
+from sklearn import metrics as sklearn_metrics
+from transformers import EvalPrediction
 
 from ..config import InputError
 from .program import one_line
 
+Score = Callable[..., dict[str, float]]
 
-class Accuracy(evaluate.Metric):
-    """Fraction of predictions that equal the reference (scikit-learn's `accuracy_score`)."""
+
+@dataclass(frozen=True)
+class Metrics:
+    """A Trainer's `compute_metrics`.
+
+    Attributes:
+        compute: called with an `EvalPrediction`.
+        keys: what it returns, without `eval_`; the first rates checkpoints.
+        preprocess_logits: a Trainer's `preprocess_logits_for_metrics`.
+    """
+
+    compute: Callable[[EvalPrediction], dict[str, float]]
+    keys: Sequence[str]
+    preprocess_logits: Callable[[Any, Any], Any] | None = None
+
+    def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
+        return self.compute(prediction)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What the metrics of one kind are given.
+
+    Attributes:
+        description: of the predictions and references, for messages.
+        feature: type of one prediction and of one reference.
+        trial: predictions that are also references.
+        shipped: functions of (references, predictions), by name.
+    """
+
+    description: str
+    feature: Any
+    trial: Any
+    shipped: Mapping[str, Score]
+
+
+class ShippedMetric(evaluate.Metric):
+    """A metric that needs neither the Hub nor a script."""
+
+    def __init__(self, name: str, kind: Kind) -> None:
+        self._kind, self._score = kind, kind.shipped[name]
+        super().__init__(keep_in_memory=True)
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
-            description="Fraction of predictions that equal the reference.",
+            description=self._score.__doc__ or "",
             citation="",
-            inputs_description="predictions, references: class ids",
-            features=datasets.Features({name: datasets.Value("int64") for name in ("predictions", "references")}),
+            inputs_description=f"predictions, references: {self._kind.description}",
+            features=datasets.Features({name: self._kind.feature for name in ("predictions", "references")}),
         )
 
-    def _compute(self, *, predictions: list[int], references: list[int]) -> dict[str, float]:  # pyright: ignore
-        return {"accuracy": float(accuracy_score(references, predictions))}
+    def _compute(self, *, predictions: Any, references: Any) -> dict[str, float]:  # pyright: ignore
+        return self._score(references, predictions)
 
 
-SHIPPED = {"accuracy": Accuracy}
-
-
-def load_metric(name: str) -> Any:
+def load_metric(name: str, kind: Kind) -> Any:
     """The shipped metric of that name, or `evaluate.load(name)`, which needs the Hub or a local metric script.
 
     Raises:
-        InputError: the metric can be had from neither, or does not rate predicted classes.
+        InputError: the metric can be had from neither.
     """
+    shipped = ", ".join(kind.shipped)
     if not name.strip():
-        raise InputError(f"--metric {name!r} is not allowed: the name of a metric, such as {', '.join(SHIPPED)}")
-    if name in SHIPPED:
-        metric = SHIPPED[name](keep_in_memory=True)
-    else:
-        try:
-            metric = evaluate.load(name, keep_in_memory=True)
-        except (OSError, ValueError, ImportError) as error:
-            raise InputError(
-                f"--metric {name!r} cannot be loaded: {', '.join(SHIPPED)} ships with the program, "
-                f"others need the Hub or a local metric script ({one_line(error)})"
-            ) from error
-    return metric
-
-
-def compute_metrics_for(name: str) -> tuple[Callable[[Any], dict[str, float]], list[str]]:
-    """A Trainer's `compute_metrics` for predicted classes, and the keys that it returns (without `eval_`)."""
-    metric = load_metric(name)
-
-    def compute_metrics(prediction: Any) -> dict[str, float]:
-        return metric.compute(predictions=prediction.predictions, references=prediction.label_ids)
-
-    trial = np.arange(3)
+        raise InputError(f"--metric {name!r} is not allowed: the name of a metric, such as {shipped}")
+    if name in kind.shipped:
+        return ShippedMetric(name, kind)
     try:
-        keys = list(metric.compute(predictions=trial, references=trial))
-    except (TypeError, ValueError, KeyError) as error:
-        raise InputError(f"--metric {name!r} does not rate predicted classes: {one_line(error)}") from error
-    return compute_metrics, keys
+        return evaluate.load(name, keep_in_memory=True)
+    except (OSError, ValueError, ImportError) as error:
+        raise InputError(
+            f"--metric {name!r} cannot be loaded: {shipped} come with the program, "
+            f"others need the Hub or a local metric script ({one_line(error)})"
+        ) from error
 
 
-def predicted_classes(logits: Any, labels: Any) -> Any:
-    """A Trainer's `preprocess_logits_for_metrics`: class ids are far smaller than the logits they come from."""
-    return (logits[0] if isinstance(logits, tuple) else logits).argmax(dim=-1)
+def rate(names: Sequence[str], kind: Kind) -> tuple[Score, list[str]]:
+    """A function of `predictions=` and `references=` that gives all metrics, and their keys.
+
+    Raises:
+        InputError: a metric cannot be loaded or does not rate predictions of this kind.
+    """
+    loaded = {name: load_metric(name, kind) for name in names}
+
+    def score(predictions: Any, references: Any) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for metric in loaded.values():
+            found |= metric.compute(predictions=predictions, references=references)
+        return found
+
+    keys: list[str] = []
+    for name, metric in loaded.items():
+        try:
+            keys += metric.compute(predictions=kind.trial, references=kind.trial)
+        except (TypeError, ValueError, KeyError) as error:
+            raise InputError(f"--metric {name!r} does not rate {kind.description}: {one_line(error)}") from error
+    return score, keys
 
 
-def check_best_metric(name: str | None, keys: list[str]) -> None:
-    """Refuse a `metric_for_best_model` that no evaluation will report, before training rather than after an epoch."""
-    if name is None:
-        return
-    allowed = ["loss", *keys]
-    if name.removeprefix("eval_") not in allowed:
-        raise InputError(f"--metric_for_best_model {name!r} is not reported: allowed are {', '.join(allowed)}")
+# ---- classes ----
+
+
+def of_classes(names: Sequence[str], num_classes: int) -> Metrics:
+    """Of predicted classes. F1 is that of class 1 where there are two, else the mean over the classes.
+
+    Args:
+        names: `accuracy`, `f1`, `matthews_correlation`, or what `evaluate` can load.
+        num_classes: that the model tells apart.
+    """
+
+    def accuracy(references: Any, predictions: Any) -> dict[str, float]:
+        """Fraction of predictions that equal the reference."""
+        return {"accuracy": float(sklearn_metrics.accuracy_score(references, predictions))}
+
+    def f1(references: Any, predictions: Any) -> dict[str, float]:
+        """Harmonic mean of precision and recall."""
+        average = "binary" if num_classes == 2 else "macro"
+        return {"f1": float(sklearn_metrics.f1_score(references, predictions, average=average, zero_division="warn"))}
+
+    def matthews_correlation(references: Any, predictions: Any) -> dict[str, float]:
+        """Correlation of predicted and true classes, from -1 to 1."""
+        return {"matthews_correlation": float(sklearn_metrics.matthews_corrcoef(references, predictions))}
+
+    shipped = {"accuracy": accuracy, "f1": f1, "matthews_correlation": matthews_correlation}
+    kind = Kind("predicted classes", datasets.Value("int64"), np.arange(3) % max(num_classes, 1), shipped)
+    score, keys = rate(names, kind)
+    return Metrics(lambda given: score(given.predictions, given.label_ids), keys, _highest)
+
+
+def _highest(logits: Any, labels: Any) -> Any:
+    """Class ids are far smaller than the logits they come from."""
+    return _first(logits).argmax(dim=-1)
+
+
+def _first(logits: Any) -> Any:
+    """Some models give further outputs beside their logits."""
+    return logits[0] if isinstance(logits, tuple) else logits
+
+
+# ---- several labels per example, numbers ----
+
+
+def of_labels(names: Sequence[str]) -> Metrics:
+    """Of examples with any number of labels each: a label is predicted where its logit is positive.
+
+    Args:
+        names: `f1` (over all decisions), `accuracy` (all labels of an example are right), or what `evaluate` can load.
+    """
+
+    def accuracy(references: Any, predictions: Any) -> dict[str, float]:
+        """Fraction of examples all of whose labels are right."""
+        return {"accuracy": float(sklearn_metrics.accuracy_score(references, predictions))}
+
+    def f1(references: Any, predictions: Any) -> dict[str, float]:
+        """Harmonic mean of precision and recall over all labels of all examples (micro)."""
+        return {"f1": float(sklearn_metrics.f1_score(references, predictions, average="micro", zero_division="warn"))}
+
+    feature = datasets.Sequence(datasets.Value("int64"))
+    kind = Kind("sets of labels", feature, np.eye(3, dtype=np.int64), {"f1": f1, "accuracy": accuracy})
+    score, keys = rate(names, kind)
+    return Metrics(
+        lambda given: score(given.predictions, np.asarray(given.label_ids).astype(np.int64)),
+        keys,
+        lambda logits, labels: (_first(logits) > 0).long(),
+    )
+
+
+def of_numbers(names: Sequence[str]) -> Metrics:
+    """Of predicted numbers.
+
+    Args:
+        names: `pearson`, `spearmanr`, `mse`, or what `evaluate` can load.
+    """
+
+    def mse(references: Any, predictions: Any) -> dict[str, float]:
+        """Mean squared error."""
+        return {"mse": float(sklearn_metrics.mean_squared_error(references, predictions))}
+
+    def pearson(references: Any, predictions: Any) -> dict[str, float]:
+        """Correlation, from -1 to 1; 0 where one side does not vary."""
+        return {"pearson": _correlation(stats.pearsonr, references, predictions)}
+
+    def spearmanr(references: Any, predictions: Any) -> dict[str, float]:
+        """Correlation of the ranks, from -1 to 1; 0 where one side does not vary."""
+        return {"spearmanr": _correlation(stats.spearmanr, references, predictions)}
+
+    shipped = {"pearson": pearson, "spearmanr": spearmanr, "mse": mse}
+    kind = Kind("predicted numbers", datasets.Value("float64"), np.arange(3) / 2, shipped)
+    score, keys = rate(names, kind)
+    return Metrics(
+        lambda given: score(given.predictions, given.label_ids),
+        keys,
+        lambda logits, labels: _first(logits).squeeze(-1),
+    )
+
+
+def _correlation(function: Any, references: Any, predictions: Any) -> float:
+    varies = len(references) > 1 and np.ptp(references) > 0 and np.ptp(predictions) > 0
+    return float(function(references, predictions).statistic) if varies else 0.0
+
+
+# ---- text ----
+
+
+def of_texts(names: Sequence[str]) -> tuple[Score, list[str]]:
+    """Of generated texts, in %: a function of `predictions=` and `references=`, one text each, and its keys.
+
+    Args:
+        names: `rouge`, `bleu`, `exact_match`, or what `evaluate` can load.
+    """
+
+    def rouge(references: Any, predictions: Any) -> dict[str, float]:
+        """ROUGE-1, -2 and -L (F1, stemmed), of the package rouge-score."""
+        from rouge_score import rouge_scorer
+
+        wanted = ["rouge1", "rouge2", "rougeL"]
+        scorer = rouge_scorer.RougeScorer(wanted, use_stemmer=True)
+        scores = [scorer.score(*pair) for pair in zip(references, predictions, strict=True)]
+        return {name: 100 * float(np.mean([score[name].fmeasure for score in scores])) for name in wanted}
+
+    def bleu(references: Any, predictions: Any) -> dict[str, float]:
+        """Corpus BLEU of the package sacrebleu."""
+        import sacrebleu
+
+        return {"bleu": sacrebleu.corpus_bleu(list(predictions), [list(references)]).score}
+
+    def exact_match(references: Any, predictions: Any) -> dict[str, float]:
+        """Percentage of texts that equal the reference, but for space around them."""
+        pairs = zip(references, predictions, strict=True)
+        return {"exact_match": 100 * float(np.mean([one.strip() == other.strip() for one, other in pairs]))}
+
+    for name, package in (("rouge", "rouge_score"), ("bleu", "sacrebleu")):
+        if name in names and find_spec(package) is None:
+            raise InputError(f"--metric {name} needs the package {package}: pip install 'hf_lookbehind[seq2seq]'")
+    shipped = {"rouge": rouge, "bleu": bleu, "exact_match": exact_match}
+    return rate(names, Kind("texts", datasets.Value("string"), ["a b c d e", "f g h i j"], shipped))
+
+
+def of_tokens(names: Sequence[str]) -> Metrics:
+    """Of a causal language model: its perplexity, exp of the mean loss, and what rates its most likely next tokens.
+
+    The Trainer must hand the losses on: `include_for_metrics=["loss"]`.
+
+    Args:
+        names: `perplexity`, first or alone; beside it `accuracy` or what else rates classes.
+    """
+    others = [name for name in names if name != "perplexity"]
+    score, keys = (lambda predictions, references: {}), []
+    if others:
+        classes = of_classes(others, num_classes=3)
+        keys = list(classes.keys)
+        score = lambda predictions, references: classes(EvalPrediction(predictions, references))  # noqa: E731
+
+    def compute(given: EvalPrediction) -> dict[str, float]:
+        if given.losses is None:
+            raise ValueError("perplexity needs the losses: include_for_metrics=['loss']")
+        mean = float(np.mean(given.losses))
+        found = {"perplexity": math.exp(mean) if mean < 700 else math.inf}
+        if others:
+            # the prediction at one place is that of the next token
+            labels, predictions = np.asarray(given.label_ids)[:, 1:], np.asarray(given.predictions)[:, :-1]
+            counted = labels != -100
+            found |= score(predictions[counted], labels[counted])
+        return found
+
+    # without further metrics no predictions are needed, but the Trainer computes metrics only where there are some
+    reduce = _highest if others else lambda logits, labels: _first(logits)[:, 0, 0]
+    return Metrics(compute, ["perplexity", *keys], reduce)

@@ -13,6 +13,8 @@ from ..config import InputError
 from .arguments import ModelArguments
 from .program import one_line
 
+# The library's names of what labels ask for.
+ONE_LABEL, MANY_LABELS, A_NUMBER = "single_label_classification", "multi_label_classification", "regression"
 # What a folder that holds no fitting model, or a config that describes none, makes the library raise.
 LOADING_ERRORS = (
     ArithmeticError,
@@ -95,28 +97,38 @@ def classes_of_head(config: PreTrainedConfig, task: str) -> list[str] | None:
 
 
 def choose_classes(
-    config: PreTrainedConfig, names: Sequence[str], task: str, args: ModelArguments
+    config: PreTrainedConfig, names: Sequence[str], task: str, args: ModelArguments, problem: str = ONE_LABEL
 ) -> tuple[list[str], bool]:
     """The classes of the model to be trained, in their order, and whether a head has to make way for a new one.
 
     A head that knows all names of the dataset is kept, and so is its order.
 
+    Args:
+        config: of the model.
+        names: of the dataset's classes.
+        task: as in `classes_of_head`.
+        args: the model flags.
+        problem: what the labels ask for, a `problem_type` of the library.
+
     Raises:
-        InputError: a head does not know them, and `--ignore_mismatched_sizes` is not given.
+        InputError: a head does not know them, and `--ignore_mismatched_sizes` is not given; or it was made for another
+            problem.
     """
-    problem = getattr(config, "problem_type", None)
-    if problem not in (None, "single_label_classification"):
-        raise InputError(f"problem_type={problem!r} in the model's config is not supported: an example has one label")
+    saved = getattr(config, "problem_type", None)
+    if saved not in (None, problem):
+        raise InputError(
+            f"problem_type={saved!r} in the model's config is not supported: the labels ask for {problem!r}"
+        )
     head = classes_of_head(config, task) if args.model_name_or_path is not None else None
     if head is None:
         return list(names), False
     unknown = [name for name in names if name not in head]
-    if not unknown:
+    if not unknown and (problem != A_NUMBER or len(head) == 1):
         return head, False
     if not args.ignore_mismatched_sizes:
         raise InputError(
-            f"--model_name_or_path {args.model_name_or_path!r} has no class for the labels {_some(unknown)}: its head "
-            f"tells {_some(head)} apart; --ignore_mismatched_sizes gives it a new head"
+            f"--model_name_or_path {args.model_name_or_path!r} has no class for the labels {_some(unknown or names)}: "
+            f"its head tells {_some(head)} apart; --ignore_mismatched_sizes gives it a new head"
         )
     return list(names), True
 
@@ -125,7 +137,7 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names[:5])) + (f", ... ({len(names)} in all)" if len(names) > 5 else "")
 
 
-def build_model(
+def build_classifier(
     auto_class: Any, args: ModelArguments, config: PreTrainedConfig, classes: Sequence[str], *, new_head: bool
 ) -> PreTrainedModel:
     """The model of `--model_name_or_path`, or a new one, with these classes. New weights follow the global seed.
@@ -135,6 +147,18 @@ def build_model(
     """
     config.id2label = dict(enumerate(classes))
     config.label2id = {name: i for i, name in enumerate(classes)}
+    model = build_model(auto_class, args, config)
+    if new_head:
+        _renew_head(model, auto_class.from_config(config, dtype=model.dtype))
+    return model
+
+
+def build_model(auto_class: Any, args: ModelArguments, config: PreTrainedConfig) -> PreTrainedModel:
+    """The model of `--model_name_or_path`, or a new one of this config. New weights follow the global seed.
+
+    Raises:
+        InputError: the weights cannot be loaded, or the config describes no model.
+    """
     dtype = getattr(torch, args.dtype)
     if args.model_name_or_path is None:
         flag = "config_name" if args.config_overrides is None else "config_overrides"
@@ -143,15 +167,12 @@ def build_model(
     options = hub_options(args) | {"ignore_mismatched_sizes": args.ignore_mismatched_sizes}
     with blamed_on("model_name_or_path", args.model_name_or_path):
         try:
-            model = auto_class.from_pretrained(args.model_name_or_path, config=config, dtype=dtype, **options)
+            return auto_class.from_pretrained(args.model_name_or_path, config=config, dtype=dtype, **options)
         except RuntimeError as error:
             if "ignore_mismatched_sizes" in str(error):
                 # the library's own message points to a report that is not shown
                 raise ValueError("its weights have other sizes than its config says") from error
             raise
-    if new_head:
-        _renew_head(model, auto_class.from_config(config, dtype=dtype))
-    return model
 
 
 @torch.no_grad()
@@ -167,7 +188,8 @@ def try_out(model: PreTrainedModel, batch: Mapping[str, torch.Tensor], args: Mod
     model.eval()
     with blamed_on(flag or "config_name", getattr(args, flag or "config_name")), torch.random.fork_rng(devices=[]):
         logits = model(**{name: tensor.to(model.device) for name, tensor in batch.items()}).logits
-        if logits.shape != (len(batch["labels"]), model.config.num_labels):
+        # a label per example, not per token
+        if batch["labels"].ndim == 1 and logits.shape != (len(batch["labels"]), model.config.num_labels):
             raise ValueError(f"its logits have the shape {tuple(logits.shape)}")
     model.config.problem_type = problem  # the library's loss fills it in
     model.train(training)

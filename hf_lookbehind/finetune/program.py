@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import datasets
 from transformers.utils import logging
 
 from ..config import InputError
@@ -40,14 +41,22 @@ class Preempted(Exception):
 
 
 @contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """No warnings of the library in the block: bad input is one line."""
-    verbosity = logging.get_verbosity()
+def quiet_libraries() -> Iterator[None]:
+    """No warnings of transformers and datasets in the block: bad input is one line. Rank 0 alone shows progress."""
+    verbosity, datasets_verbosity = logging.get_verbosity(), datasets.logging.get_verbosity()
+    progress = datasets.are_progress_bars_disabled()
     logging.set_verbosity_error()
+    # what it cannot read it logs as an error, and then raises
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    if not is_main_process():
+        datasets.disable_progress_bars()
     try:
         yield
     finally:
         logging.set_verbosity(verbosity)
+        datasets.logging.set_verbosity(datasets_verbosity)
+        if not progress:
+            datasets.enable_progress_bars()
 
 
 class RunStatus:

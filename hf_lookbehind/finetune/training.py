@@ -1,39 +1,129 @@
-"""Around `Trainer.train`: what is tried out before it, and what is kept after it."""
+"""The course of every program: flags, data and model; a search, if one is wanted; training, evaluation, a table."""
 
 import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import IntervalStrategy
+from transformers.utils import logging
 
 from ..config import InputError
-from .program import one_line
+from ..report import format_table
+from .flags import Arguments, FlagParser
+from .paths import resume_from
+from .program import Preempted, RunStatus, quiet_libraries, run_program
+from .rho_search import RhoSearch
+from .task import Task
 
-# What settings that fit no optimizer or scheduler, or a missing package, make the library raise.
-_BUILDING_ERRORS = (AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError)
 
+@dataclass
+class Results:
+    """A finished run: what its folder holds, at hand.
 
-def try_optimizer_and_scheduler(trainer: Trainer) -> None:
-    """Build both once, as `train` will after files have been written.
-
-    Raises:
-        InputError: names the flags that say how.
+    Attributes:
+        metrics: those of `all_results.json`; `train_gradient_passes` counts (k+1) per optimizer step.
+        trainer: with the final model (the best one with `--load_best_model_at_end`).
+        datasets: "train" and, where there are such, "validation" and "test"; preprocessed.
+        search: the table of the search, or nothing.
     """
-    steps = ("optim", "optim_args"), ("lr_scheduler_type", "lr_scheduler_kwargs")
-    builds = trainer.create_optimizer, lambda: trainer.create_scheduler(num_training_steps=1000)
-    try:
-        for flags, build in zip(steps, builds, strict=True):
-            try:
-                build()
-            except _BUILDING_ERRORS as error:
-                values = ((flag, getattr(trainer.args, flag)) for flag in flags)
-                said = " ".join(f"--{flag} {getattr(value, 'value', value)}" for flag, value in values if value)
-                raise InputError(f"{said} cannot be used: {type(error).__name__}: {one_line(error)}") from error
-    finally:
-        trainer.optimizer = trainer.lr_scheduler = None
+
+    metrics: dict[str, Any]
+    trainer: Any
+    datasets: Mapping[str, Any]
+    search: str = ""
 
 
-class StepCounter(TrainerCallback):
+@dataclass(frozen=True)
+class Program:
+    """A program that fine-tunes: its flags, and what it makes of them.
+
+    Attributes:
+        make_parser: gives the parser of the flags.
+        prepare: gives the data and a way to the model. What is wrong with any of them is found there, before a file is
+            written.
+    """
+
+    make_parser: Callable[[], FlagParser]
+    prepare: Callable[[Arguments], Task]
+
+    def train(self, argv: Sequence[str] | None = None, status: RunStatus | None = None) -> Results:
+        """Train, evaluate and save as the flags say.
+
+        Args:
+            argv: the flags; default: those of the command line.
+            status: told what happens, for `run_status.json`.
+
+        Raises:
+            InputError: the input cannot be used; nothing has been written, but for an image that is read only in
+                training.
+            Preempted: SIGTERM has ended the training, after a checkpoint; nothing is evaluated.
+        """
+        with quiet_libraries():
+            args = self.make_parser().parse(argv)
+            training = args.training
+            status = status or RunStatus()
+            status.output_dir = Path(training.output_dir or "")
+            task = self.prepare(args)
+            if training.eval_strategy != "no" and "validation" not in task.datasets:
+                raise InputError(
+                    f"--eval_strategy {IntervalStrategy(training.eval_strategy).value} needs validation data: "
+                    "--train_val_split 0"
+                )
+            training.choose_best_metric(task.metrics.keys)
+            search = RhoSearch(args, task) if args.search.rho_search is not None else None
+            trainer = task.make_trainer(task.make_model(training.seed, args.model), training, args.lookbehind)
+            if search is not None:
+                # all that can be refused has been
+                status.start()
+                args = search.run()
+                trainer = task.make_trainer(task.make_model(training.seed, args.model), training, args.lookbehind)
+        logging.set_verbosity(training.get_process_log_level())
+        counter = _StepCounter()
+        trainer.add_callback(counter)
+        status.start()
+
+        outcome = trainer.train(resume_from_checkpoint=resume_from(training.resume_from_checkpoint))
+        if trainer.was_preempted:
+            raise Preempted
+        trainer.save_model()
+        passes = (args.lookbehind.k + 1) * trainer.state.global_step
+        counted = {"train_samples": len(task.datasets["train"]), "train_gradient_passes": passes}
+        results = _save_train_results(trainer, {**outcome.metrics, **counted}, counter)
+        if search is not None:
+            results |= search.results
+            trainer.save_metrics("search", search.results)
+        if "validation" in task.datasets:
+            found = trainer.evaluate() | {"eval_samples": len(task.datasets["validation"])}
+            trainer.save_metrics("eval", found)
+            results |= found
+        if "test" in task.datasets:
+            predicted = trainer.predict(task.datasets["test"])
+            found = {**(predicted.metrics or {}), "test_samples": len(task.datasets["test"])}
+            trainer.save_metrics("test", found)
+            results |= found
+        return Results(results, trainer, task.datasets, "" if search is None else search.table())
+
+    def main(self, argv: Sequence[str] | None = None) -> int:
+        """`train`, a table, and an exit code (see `run_program`)."""
+        return run_program(lambda status: self.train(argv, status), _show)
+
+
+def _show(results: Results) -> None:
+    """The tables at the end."""
+    rows = [
+        {"metric": name, "value": f"{value:.4g}" if isinstance(value, float) else str(value)}
+        for name, value in results.metrics.items()
+    ]
+    tables = [table for table in (results.search, format_table(rows)) if table]
+    sys.stdout.write("".join(f"\n{table}\n" for table in tables))
+    sys.stdout.write(f"\nsaved in {results.trainer.args.output_dir}\n")
+
+
+class _StepCounter(TrainerCallback):
     """Counts the optimizer steps of this run, without those of the run that it resumes."""
 
     def __init__(self) -> None:
@@ -43,7 +133,7 @@ class StepCounter(TrainerCallback):
         self.steps += 1
 
 
-def save_train_results(trainer: Trainer, metrics: dict[str, Any], counter: StepCounter) -> dict[str, Any]:
+def _save_train_results(trainer: Trainer, metrics: dict[str, Any], counter: _StepCounter) -> dict[str, Any]:
     """Save the metrics of the training and the Trainer's state; returns the metrics.
 
     Where a finished run was resumed and no step was left, what it has saved is kept and returned.

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 # Okabe and Ito's palette, told apart by colour-blind readers; markers and lines differ too, for print in grey.
@@ -35,30 +36,71 @@ def plot_accuracy_against_noise(
     Raises:
         ValueError: there are no curves, or more than can be told apart (7).
     """
-    if not 0 < len(curves) <= len(COLOURS):
-        raise ValueError(f"{len(curves)} curves cannot be drawn: 1 to {len(COLOURS)} can")
-    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = _axes(len(curves))
     for number, (method, (sigmas, mean, sd)) in enumerate(curves.items()):
         # A small step aside, so that the bars of several methods at one sigma do not hide each other.
         aside = (number - (len(curves) - 1) / 2) * 0.01 * (max(sigmas) - min(sigmas))
-        axes.errorbar(
-            [sigma + aside for sigma in sigmas],
-            mean,
-            yerr=sd,
-            label=method,
-            color=COLOURS[number],
-            marker=MARKERS[number],
-            linestyle=LINES[number],
-            markersize=5,
-            linewidth=1.6,
-            elinewidth=0.9,
-            capsize=2.5,
-        )
+        _draw_curve(axes, number, method, ([sigma + aside for sigma in sigmas], mean, sd))
     axes.set_title(title, fontsize=11)
+    axes.set_xticks(sorted({sigma for sigmas, _, _ in curves.values() for sigma in sigmas}))
+    return _save(figure, axes, path, xlabel, ylabel)
+
+
+def plot_search(curves: Mapping[str, Curve], path: str | Path, *, xlabel: str, ylabel: str) -> Path:
+    """Draw a score against a setting that was tried, on a logarithmic axis: a line for each choice of the others.
+
+    Args:
+        curves: by label, (values, mean, sd), three sequences of one length; the values in any order.
+        path: the PNG file to write; its folder must exist.
+        xlabel, ylabel: text as given.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: there are no curves, or more than can be told apart (7).
+    """
+    figure, axes = _axes(len(curves))
+    for number, (label, curve) in enumerate(curves.items()):
+        values, mean, sd = zip(*sorted(zip(*curve, strict=True)), strict=True)
+        _draw_curve(axes, number, label, (values, mean, sd))
+    positive = [value for values, _, _ in curves.values() for value in values if value > 0]
+    if positive:
+        # linear around zero, which is a radius too
+        axes.set_xscale("symlog", linthresh=min(positive), linscale=0.5)
+    ticks = sorted({value for values, _, _ in curves.values() for value in values})
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_xticks([], minor=True)
+    return _save(figure, axes, path, xlabel, ylabel)
+
+
+def _axes(curves: int) -> tuple[Figure, Axes]:
+    if not 0 < curves <= len(COLOURS):
+        raise ValueError(f"{curves} curves cannot be drawn: 1 to {len(COLOURS)} can")
+    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _draw_curve(axes: Axes, number: int, label: str, curve: Curve) -> None:
+    x, mean, sd = curve
+    axes.errorbar(
+        x,
+        mean,
+        yerr=sd,
+        label=label,
+        color=COLOURS[number],
+        marker=MARKERS[number],
+        linestyle=LINES[number],
+        markersize=5,
+        linewidth=1.6,
+        elinewidth=0.9,
+        capsize=2.5,
+    )
+
+
+def _save(figure: Figure, axes: Axes, path: str | Path, xlabel: str, ylabel: str) -> Path:
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
-    axes.set_xticks(sorted({sigma for sigmas, _, _ in curves.values() for sigma in sigmas}))
     axes.grid(axis="y", color="0.9")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

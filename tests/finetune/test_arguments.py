@@ -6,7 +6,7 @@ from dataclasses import fields
 import pytest
 
 from hf_lookbehind.config import InputError, LookbehindConfig
-from hf_lookbehind.finetune.arguments import FlagParser
+from hf_lookbehind.finetune.flags import FlagParser
 from hf_lookbehind.finetune.paths import resume_from
 from hf_lookbehind.scripts.run_image_classification import make_parser
 
@@ -249,8 +249,19 @@ def test_help_is_grouped_and_starts_with_the_examples(parser):
 
 def test_the_best_model_is_chosen_by_the_metric(parse):
     best = ["--load_best_model_at_end", "--eval_strategy", "epoch", "--save_strategy", "epoch"]
-    assert parse(*best).training.metric_for_best_model == "accuracy"
-    assert parse(*best, "--metric_for_best_model", "loss").training.metric_for_best_model == "loss"
+
+    def chosen(*flags, keys=("accuracy", "perplexity")):
+        training = parse(*flags).training
+        training.choose_best_metric(keys)
+        return training.metric_for_best_model, training.greater_is_better
+
+    assert chosen(*best) == ("accuracy", True)
+    assert chosen(*best, keys=["perplexity"]) == ("perplexity", False)
+    assert chosen(*best, "--metric_for_best_model", "loss") == ("loss", False)
+    assert chosen(*best, "--metric_for_best_model", "eval_perplexity") == ("eval_perplexity", False)
+    assert chosen(*best, "--metric_for_best_model", "accuracy", "--greater_is_better", "false") == ("accuracy", False)
+    with pytest.raises(InputError, match="--metric_for_best_model 'f1' is not reported: allowed are loss, accuracy"):
+        chosen("--metric_for_best_model", "f1")
 
 
 def test_the_token_is_not_shown(parse):

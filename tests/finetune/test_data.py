@@ -1,11 +1,14 @@
 """Splits, subsets, labels and label noise."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from hf_lookbehind.config import InputError
 from hf_lookbehind.finetune import data
+from hf_lookbehind.finetune import labels as label_tools
 from hf_lookbehind.finetune.arguments import DataArguments
 
 
@@ -15,6 +18,7 @@ def labelled(labels, feature=None):
 
 
 SPLITS = {"train": labelled([0, 1] * 50), "test": labelled([2] * 20)}
+STRATA = partial(label_tools.classes_that_occur, column="label")
 
 
 @pytest.mark.parametrize(
@@ -52,13 +56,13 @@ def test_bad_slices_are_refused(spec, message):
     ],
 )
 def test_parts(flags, sizes):
-    parts = data.choose_parts(DataArguments(**flags), SPLITS, "label", seed=0, test=False)
+    parts = data.choose_parts(DataArguments(**flags), SPLITS, seed=0, test=False, strata=STRATA)
     assert {name: len(part) for name, part in parts.items()} == sizes
 
 
 def test_a_split_called_validation_is_used():
     splits = {"train": SPLITS["train"], "validation": SPLITS["test"]}
-    parts = data.choose_parts(DataArguments(), splits, "label", seed=0, test=False)
+    parts = data.choose_parts(DataArguments(), splits, seed=0, test=False, strata=STRATA)
     assert len(parts["train"]) == 100 and len(parts["validation"]) == 20
 
 
@@ -81,13 +85,13 @@ def test_subsets_are_seeded():
 @pytest.mark.parametrize("fraction", [0.0, 0.3, 1.0])
 def test_label_noise_replaces_its_fraction_by_other_classes(fraction):
     labels = np.tile([2, 5, 7], 400)
-    noisy = data.with_label_noise(labels, [2, 5, 7], fraction, seed=3)
+    noisy = label_tools.with_label_noise(labels, [2, 5, 7], fraction, seed=3)
     changed = noisy != labels
     assert changed.sum() == round(fraction * len(labels)) and set(noisy) == {2, 5, 7}
     if fraction == 1:
         # each of the two others about equally often
         assert abs((noisy[labels == 2] == 5).mean() - 0.5) < 0.1
-    assert np.array_equal(noisy, data.with_label_noise(labels, [2, 5, 7], fraction, seed=3))
+    assert np.array_equal(noisy, label_tools.with_label_noise(labels, [2, 5, 7], fraction, seed=3))
 
 
 @pytest.mark.parametrize(
@@ -100,13 +104,13 @@ def test_label_noise_replaces_its_fraction_by_other_classes(fraction):
 )
 def test_labels_of_every_kind(values, feature, names, encoded):
     part = data.take_split({"train": labelled(values, feature)}, "train", "train_split")
-    assert data.class_names(part, "label") == names
-    assert data.encode_labels(part, "label", names).tolist() == encoded
+    assert label_tools.class_names(part, "label") == names
+    assert label_tools.encode_labels(part, "label", names).tolist() == encoded
 
 
 def test_labels_are_matched_by_name():
     part = data.take_split(SPLITS, "test", "test_split")
-    assert set(data.encode_labels(part, "label", ["c", "b", "a"])) == {0}
+    assert set(label_tools.encode_labels(part, "label", ["c", "b", "a"])) == {0}
 
 
 @pytest.mark.parametrize(
@@ -120,13 +124,13 @@ def test_labels_are_matched_by_name():
 def test_labels_that_do_not_fit_are_refused(labels, names, message):
     part = data.take_split({"train": labelled(labels)}, "train", "train_split")
     with pytest.raises(InputError, match=message):
-        data.encode_labels(part, "label", names)
+        label_tools.encode_labels(part, "label", names)
 
 
 def test_columns_that_hold_no_labels_are_refused():
     part = data.take_split({"train": labelled([0.5], Value("float32"))}, "train", "train_split")
     with pytest.raises(InputError, match="--label_column_name 'label' holds no class labels"):
-        data.class_names(part, "label")
+        label_tools.class_names(part, "label")
 
 
 def test_a_missing_column_lists_those_that_exist():

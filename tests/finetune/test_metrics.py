@@ -1,5 +1,7 @@
 """Metrics with and without the Hub."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -12,35 +14,92 @@ from hf_lookbehind.finetune import metrics
 @pytest.fixture(autouse=True)
 def cache(monkeypatch, tmp_path):
     monkeypatch.setattr("evaluate.config.HF_METRICS_CACHE", tmp_path)
-
-
-def test_accuracy_ships():
-    compute, keys = metrics.compute_metrics_for("accuracy")
-    assert keys == ["accuracy"]
-    for _ in range(2):  # no memory of the last call
-        given = EvalPrediction(predictions=np.array([0, 1, 2, 2]), label_ids=np.array([0, 1, 1, 2]))
-        assert compute(given) == {"accuracy": 0.75}
-
-
-def test_an_unreachable_metric_is_named(monkeypatch):
     monkeypatch.setattr("evaluate.config.HF_EVALUATE_OFFLINE", True)
-    with pytest.raises(InputError, match="--metric 'no_such_metric' cannot be loaded"):
-        metrics.compute_metrics_for("no_such_metric")
+
+
+def rated(of, predictions, references, **more):
+    return of(EvalPrediction(predictions=np.array(predictions), label_ids=np.array(references), **more))
+
+
+def test_classes():
+    of = metrics.of_classes(["accuracy", "f1", "matthews_correlation"], 3)
+    assert of.keys == ["accuracy", "f1", "matthews_correlation"]
+    for _ in range(2):  # no memory of the last call
+        found = rated(of, [0, 1, 2, 2], [0, 1, 1, 2])
+    assert found["accuracy"] == 0.75
+    assert found["f1"] == pytest.approx((1 + 2 / 3 + 2 / 3) / 3)
+    # (correct * n - sum of products of counts) / roots, of the confusion matrix
+    assert found["matthews_correlation"] == pytest.approx((3 * 4 - 5) / math.sqrt((16 - 6) * (16 - 6)))
+
+
+def test_the_f1_of_two_classes_is_that_of_class_1():
+    assert rated(metrics.of_classes(["f1"], 2), [0, 1, 1, 1], [0, 0, 1, 1]) == {"f1": pytest.approx(0.8)}
+
+
+def test_sets_of_labels():
+    of = metrics.of_labels(["f1", "accuracy"])
+    logits = torch.tensor([[3.0, -1.0, 0.5], [-2.0, -1.0, 4.0]])
+    predictions = of.preprocess_logits(logits, None)
+    assert predictions.tolist() == [[1, 0, 1], [0, 0, 1]]
+    # one of four decisions for a label is missing, none is wrong: precision 1, recall 3/4
+    assert rated(of, predictions, [[1.0, 1.0, 1.0], [0, 0, 1]]) == {"f1": pytest.approx(6 / 7), "accuracy": 0.5}
+
+
+def test_numbers():
+    of = metrics.of_numbers(["pearson", "spearmanr", "mse"])
+    assert of.preprocess_logits(torch.tensor([[1.0], [2.0]]), None).tolist() == [1.0, 2.0]
+    found = rated(of, [1.0, 2.0, 3.0], [1.0, 4.0, 9.0])
+    assert found["spearmanr"] == 1 and found["mse"] == pytest.approx(40 / 3)
+    assert found["pearson"] == pytest.approx(np.corrcoef([1, 2, 3], [1, 4, 9])[0, 1])
+    assert rated(of, [2.0, 2.0, 2.0], [1.0, 4.0, 9.0])["pearson"] == 0  # not nan, which no checkpoint beats
+
+
+def test_texts():
+    score, keys = metrics.of_texts(["rouge", "bleu", "exact_match"])
+    assert keys == ["rouge1", "rouge2", "rougeL", "bleu", "exact_match"]
+    equal = score(predictions=["the cat sat on the mat"], references=["the cat sat on the mat "])
+    assert list(equal.values()) == pytest.approx([100] * 5)
+    found = score(predictions=["the cat", "a b"], references=["the dog", "a b"])
+    assert found["rouge1"] == pytest.approx(75) and found["rouge2"] == pytest.approx(50) and found["exact_match"] == 50
+
+
+def test_perplexity_and_the_next_token():
+    of = metrics.of_tokens(["perplexity", "accuracy"])
+    assert of.keys == ["perplexity", "accuracy"]
+    # what stands at one place predicts the next; -100 does not count
+    found = rated(of, [[7, 8, 9, 0]], [[5, 7, -100, 1]], losses=np.array([1.0, 3.0]))
+    assert found == {"perplexity": pytest.approx(math.exp(2)), "accuracy": 0.5}
+    assert rated(metrics.of_tokens(["perplexity"]), [0], [[5]], losses=np.array([1e4])) == {"perplexity": math.inf}
+
+
+def test_an_unreachable_metric_is_named():
+    with pytest.raises(InputError, match="--metric 'no_such_metric' cannot be loaded: accuracy, f1, matthews"):
+        metrics.of_classes(["accuracy", "no_such_metric"], 2)
+
+
+def test_a_local_script_is_a_metric(tmp_path):
+    script = tmp_path / "errors" / "errors.py"
+    script.parent.mkdir()
+    script.write_text(
+        "import datasets\nimport evaluate\n"
+        "class Errors(evaluate.Metric):\n"
+        "    def _info(self):\n"
+        "        kinds = {name: datasets.Value('int64') for name in ('predictions', 'references')}\n"
+        "        return evaluate.MetricInfo('', '', datasets.Features(kinds))\n"
+        "    def _compute(self, predictions, references):\n"
+        "        return {'errors': sum(p != r for p, r in zip(predictions, references))}\n"
+    )
+    of = metrics.of_classes(["accuracy", str(script.parent)], 3)
+    assert rated(of, [0, 1, 2], [0, 0, 0]) == {"accuracy": pytest.approx(1 / 3), "errors": 2}
 
 
 def test_predicted_classes_take_the_logits():
+    of = metrics.of_classes(["accuracy"], 2)
     logits = torch.tensor([[0.0, 1.0], [3.0, 2.0]])
-    assert metrics.predicted_classes(logits, None).tolist() == [1, 0]
-    assert metrics.predicted_classes((logits, None), None).tolist() == [1, 0]
-
-
-def test_the_metric_for_the_best_model_must_be_reported():
-    for name in (None, "loss", "accuracy", "eval_accuracy"):
-        metrics.check_best_metric(name, ["accuracy"])
-    with pytest.raises(InputError, match="--metric_for_best_model 'f1' is not reported: allowed are loss, accuracy"):
-        metrics.check_best_metric("f1", ["accuracy"])
+    assert of.preprocess_logits(logits, None).tolist() == [1, 0]
+    assert of.preprocess_logits((logits, None), None).tolist() == [1, 0]
 
 
 def test_a_metric_needs_a_name():
     with pytest.raises(InputError, match="--metric '' is not allowed"):
-        metrics.compute_metrics_for("")
+        metrics.of_classes([""], 2)

@@ -15,7 +15,7 @@ from hf_lookbehind.finetune.program import (
     RunStatus,
     no_empty_folder,
     one_line,
-    quiet_transformers,
+    quiet_libraries,
     run_program,
 )
 
@@ -144,7 +144,7 @@ def test_a_reader_that_has_gone_does_not_fail_the_run(tmp_path):
 
 def test_the_library_is_quiet_for_a_while():
     before = logging.get_verbosity()
-    with pytest.raises(ValueError), quiet_transformers():
+    with pytest.raises(ValueError), quiet_libraries():
         assert logging.get_verbosity() == logging.ERROR
         raise ValueError
     assert logging.get_verbosity() == before

@@ -341,7 +341,7 @@ def test_sigterm_with_a_checkpoint_is_no_success(tmp_path, capsys, monkeypatch):
             os.kill(os.getpid(), signal.SIGTERM)
 
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr("hf_lookbehind.finetune.training.StepCounter.on_step_end", preempt)
+    monkeypatch.setattr("hf_lookbehind.finetune.training._StepCounter.on_step_end", preempt)
     # at once, without HF's wait for a SIGKILL
     monkeypatch.setattr(CheckpointManager, "_sigterm_handler", lambda self, *_: self._enable_checkpoint())
     flags = [*DIGITS, *NEW_MODEL, *QUICK, "--max_steps", "200", "--eval_strategy", "no", "--enable_jit_checkpoint"]

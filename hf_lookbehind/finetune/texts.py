@@ -1,0 +1,142 @@
+"""Texts: of a dataset or of files, a column at a time."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, concatenate_datasets, load_dataset
+from datasets.exceptions import DatasetsError
+
+from ..config import InputError
+from .arguments import DataArguments
+from .data import Part, load_splits
+from .paths import exists
+from .program import one_line
+
+# How files are read, by suffix. No word of a text, such as NA or null, is taken for a missing one.
+_CSV = {"keep_default_na": False, "na_values": [""]}
+_READERS: dict[str, tuple[str, dict[str, Any]]] = {
+    ".csv": ("csv", _CSV),
+    ".tsv": ("csv", _CSV | {"sep": "\t"}),
+    ".json": ("json", {}),
+    ".jsonl": ("json", {}),
+    ".parquet": ("parquet", {}),
+    ".txt": ("text", {"sample_by": "document"}),
+}
+TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
+# a Parquet file that cannot be read is a ValueError
+READING_ERRORS = (DatasetsError, OSError, ValueError, TypeError, LookupError)
+FILE_FLAGS = {"train": "train_file", "validation": "validation_file", "test": "test_file"}
+
+
+@dataclass
+class TextDataArguments(DataArguments):
+    """Texts of a dataset, or of files."""
+
+    train_file: list[str] | None = field(
+        default=None, metadata={"help": "Files to train on: .csv, .tsv, .json, .jsonl or .parquet."}
+    )
+    validation_file: list[str] | None = field(default=None, metadata={"help": "Files to validate on, alike."})
+    test_file: list[str] | None = field(default=None, metadata={"help": "Files for a final test, alike."})
+
+    suffixes = TABLES
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.dataset_name is None) == (self.train_file is None):
+            raise InputError("one of --dataset_name and --train_file is needed, and only one")
+        for flag in ("validation_file", "test_file"):
+            if getattr(self, flag) is not None and self.train_file is None:
+                raise InputError(f"--{flag} needs --train_file")
+
+    def check_files(self) -> None:
+        super().check_files()
+        for flag in FILE_FLAGS.values():
+            for name in getattr(self, flag) or ():
+                if not (exists(name) and Path(name).expanduser().is_file()):
+                    raise InputError(f"--{flag} {name!r}: there is no such file")
+                if Path(name).suffix.lower() not in self.suffixes:
+                    raise InputError(f"--{flag} {name!r} is not allowed: one of {', '.join(self.suffixes)}")
+
+    def source(self, part: str, split: str) -> str:
+        files = getattr(self, FILE_FLAGS[part])
+        # a part of the training files may serve for validation
+        files = files or (self.train_file if part == "validation" else None)
+        return split if files is None else ", ".join(files)
+
+
+def load_texts(
+    args: TextDataArguments, *, cache_dir: str | None = None, token: str | None = None
+) -> dict[str, Dataset]:
+    """The splits of `--dataset_name`, or the files as splits.
+
+    Raises:
+        InputError: names the dataset, or the file and, as far as its reader tells, the row.
+    """
+    if args.train_file is None:
+        return load_splits(args, built_in={}, cache_dir=cache_dir, token=token)
+    splits = {}
+    for split, flag in FILE_FLAGS.items():
+        files = getattr(args, flag)
+        if files:
+            parts = [_read(flag, name, cache_dir) for name in files]
+            try:
+                splits[split] = concatenate_datasets(parts)
+            except ValueError as error:
+                raise InputError(f"--{flag} {', '.join(files)}: their columns differ: {one_line(error)}") from error
+    return splits
+
+
+def _read(flag: str, name: str, cache_dir: str | None) -> Dataset:
+    path = Path(name).expanduser()
+    if path.stat().st_size == 0:
+        raise InputError(f"--{flag} {name!r} is empty")
+    reader, options = _READERS[path.suffix.lower()]
+    try:
+        data = load_dataset(reader, data_files={"train": os.fspath(path)}, cache_dir=cache_dir, **options)
+    except READING_ERRORS as error:
+        said = one_line(error.__cause__ or error)
+        problem = "holds no example" if "corresponds to no data" in said else f"cannot be read: {said}"
+        raise InputError(f"--{flag} {name!r} {problem}") from error
+    return data["train"]
+
+
+def texts_of(part: Part, column: str) -> list[str]:
+    """The texts of a column.
+
+    Raises:
+        InputError: names a row that has none.
+    """
+    texts = part.column(column)
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            missing = "no text" if text is None else f"{text!r}, which is no text,"
+            raise InputError(f"{part.where(i)} has {missing} in column {column!r}")
+    return texts
+
+
+def tokenize(part: Part, columns: Sequence[str], tokenizer: Any, max_length: int, labels: np.ndarray) -> Dataset:
+    """One text per row, or a pair of them, as a model takes it: token ids, cut to a length, and labels.
+
+    Args:
+        part: its rows.
+        columns: one or two.
+        tokenizer: of the model.
+        max_length: in tokens; of a pair, the longer text is cut first.
+        labels: one per row.
+
+    Raises:
+        InputError: names a row that has no text.
+    """
+    for column in columns:
+        texts_of(part, column)
+    rows = part.dataset.with_format(None).select_columns(list(columns)).select(part.rows)
+
+    def encode(batch: dict[str, list[str]]) -> Any:
+        return tokenizer(*(batch[column] for column in columns), truncation=True, max_length=max_length)
+
+    encoded = rows.map(encode, batched=True, remove_columns=list(columns), desc=f"tokenizing {part.name}")
+    return encoded.add_column("labels", labels.tolist())  # pyright: ignore[reportCallIssue]

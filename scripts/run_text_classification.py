@@ -1,0 +1,220 @@
+"""Fine-tune a classifier of texts with Lookbehind-SAM, Lookbehind-ASAM, SAM, ASAM or the plain optimizer (--k 0).
+
+A CSV file with the columns text and label, a part of which is held out:
+
+    hf-lookbehind text-classification --model_name_or_path microsoft/deberta-v3-small --train_file reviews.csv \\
+        --k 2 --rho 0.02 --learning_rate 2e-5 --num_train_epochs 3 --output_dir runs/reviews
+
+A GLUE task, with LoRA adapters:
+
+    hf-lookbehind text-classification --model_name_or_path FacebookAI/roberta-base --task_name mrpc --use_peft \\
+        --k 2 --rho 0.01 --learning_rate 2e-4 --eval_strategy epoch --output_dir runs/mrpc
+
+Pairs of texts with any number of labels each, from a Hub id or a folder of one:
+
+    hf-lookbehind text-classification --model_name_or_path google-bert/bert-base-uncased --dataset_name user/pairs \\
+        --text_column_names question answer --label_column_name topics --metric f1 --output_dir runs/pairs
+
+Labels of a column of floats are regressed. Without --model_name_or_path a small new BERT is trained.
+Flags may stand in a file, and those after it override: ... text-classification settings.yaml --k 5
+"""
+
+import sys
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, Value
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    DataCollatorWithPadding,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from hf_lookbehind import InputError
+from hf_lookbehind.finetune import data, labels, metrics, models, texts, tokenization
+from hf_lookbehind.finetune.adapters import with_adapters
+from hf_lookbehind.finetune.flags import Arguments, FlagParser
+from hf_lookbehind.finetune.models import A_NUMBER, MANY_LABELS, ONE_LABEL
+from hf_lookbehind.finetune.task import Task
+from hf_lookbehind.finetune.texts import TextDataArguments
+from hf_lookbehind.finetune.tokenization import TextModelArguments
+from hf_lookbehind.finetune.training import Program
+
+TASK = "ForSequenceClassification"
+GLUE = "nyu-mll/glue"
+# Columns and metrics, as in the table of the GLUE paper (arXiv 1804.07461).
+GLUE_TASKS = {
+    "cola": (["sentence"], ["matthews_correlation"]),
+    "mnli": (["premise", "hypothesis"], ["accuracy"]),
+    "mrpc": (["sentence1", "sentence2"], ["accuracy", "f1"]),
+    "qnli": (["question", "sentence"], ["accuracy"]),
+    "qqp": (["question1", "question2"], ["accuracy", "f1"]),
+    "rte": (["sentence1", "sentence2"], ["accuracy"]),
+    "sst2": (["sentence"], ["accuracy"]),
+    "stsb": (["sentence1", "sentence2"], ["pearson", "spearmanr"]),
+    "wnli": (["sentence1", "sentence2"], ["accuracy"]),
+}
+TEXT_COLUMNS = (["text"], ["sentence"], ["sentence1", "sentence2"], ["premise", "hypothesis"], ["content"])
+LABEL_COLUMNS = ("label", "labels")
+DEFAULT_METRICS = {ONE_LABEL: ["accuracy"], MANY_LABELS: ["f1"], A_NUMBER: ["pearson"]}
+LONGEST = 512
+
+
+@dataclass
+class TextClassificationDataArguments(TextDataArguments):
+    task_name: str | None = field(
+        default=None, metadata={"help": f"A GLUE task, from the Hub: {', '.join(GLUE_TASKS)}."}
+    )
+    text_column_names: list[str] | None = field(
+        default=None, metadata={"help": "Column of the texts, or two of pairs. Default: text, sentence, ..."}
+    )
+    label_column_name: str | None = field(
+        default=None, metadata={"help": f"Column of the labels. Default: {' or '.join(LABEL_COLUMNS)}."}
+    )
+    label_separator: str | None = field(
+        default=None,
+        metadata={"help": "What stands between several labels of one example, as in 'red;round'; lists need none."},
+    )
+    do_regression: bool = field(
+        default=False, metadata={"help": "Labels are numbers to be predicted, also where none has a fraction."}
+    )
+    max_seq_length: int | None = field(
+        default=None, metadata={"help": f"Longer texts are cut. Default: what the model takes, at most {LONGEST}."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.task_name is not None:
+            if self.task_name not in GLUE_TASKS:
+                raise InputError(f"--task_name {self.task_name!r} is not allowed: one of {', '.join(GLUE_TASKS)}")
+            if self.dataset_name is not None or self.train_file is not None:
+                raise InputError("--task_name is a dataset: it cannot be given with --dataset_name or --train_file")
+            self.dataset_name, self.dataset_config_name = GLUE, self.task_name
+            if self.task_name == "mnli" and self.validation_split is None:
+                self.validation_split = "validation_matched"
+        if self.text_column_names is not None and len(self.text_column_names) > 2:
+            raise InputError(f"--text_column_names {' '.join(self.text_column_names)} is not allowed: one or two")
+        super().__post_init__()
+
+
+def make_parser() -> FlagParser:
+    return FlagParser(data=TextClassificationDataArguments, model=TextModelArguments, description=__doc__)
+
+
+def find_text_columns(args: TextClassificationDataArguments, dataset: Dataset) -> list[str]:
+    """The columns that the flag names, those of the GLUE task, or the first usual ones that exist."""
+    given = args.text_column_names or (GLUE_TASKS[args.task_name][0] if args.task_name is not None else None)
+    if given is not None:
+        return [data.find_column(dataset, name, (), "text_column_names") for name in given]
+    for names in TEXT_COLUMNS:
+        if all(name in dataset.column_names for name in names):
+            return names
+    return [data.find_column(dataset, None, TEXT_COLUMNS[0], "text_column_names")]
+
+
+def find_problem(args: TextClassificationDataArguments, dataset: Dataset, column: str) -> str:
+    """What the labels ask for."""
+    feature = dataset.features[column]
+    if args.do_regression or (isinstance(feature, Value) and "float" in feature.dtype):
+        return A_NUMBER
+    return MANY_LABELS if hasattr(feature, "feature") or args.label_separator is not None else ONE_LABEL
+
+
+def names_of(problem: str, part: data.Part, column: str, separator: str | None) -> list[str]:
+    """The classes that the labels know; for numbers, the library's one name."""
+    if problem == A_NUMBER:
+        return ["LABEL_0"]
+    if problem == MANY_LABELS:
+        return labels.label_set_names(part, column, separator)
+    return labels.class_names(part, column)
+
+
+def encode(problem: str, part: data.Part, column: str, classes: list[str], separator: str | None) -> np.ndarray:
+    """A class, a row of zeros and ones, or a number per example."""
+    if problem == A_NUMBER:
+        return labels.encode_numbers(part, column)
+    if problem == MANY_LABELS:
+        return labels.encode_label_sets(part, column, classes, separator)
+    return labels.encode_labels(part, column, classes)
+
+
+def choose_metrics(problem: str, names: list[str], num_classes: int) -> metrics.Metrics:
+    if problem == A_NUMBER:
+        return metrics.of_numbers(names)
+    return metrics.of_labels(names) if problem == MANY_LABELS else metrics.of_classes(names, num_classes)
+
+
+def new_config(args: Arguments, tokenizer: Any) -> PreTrainedConfig:
+    """A small BERT."""
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=512,
+        # about 1/sqrt(hidden_size): with the 0.02 of large models so small a one hardly starts to learn
+        initializer_range=0.1,
+        max_position_embeddings=LONGEST,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    models.override(config, args.model.config_overrides)
+    return config
+
+
+def prepare(args: Arguments) -> Task:
+    """The data, and a way to the model. What is wrong with any of them is found here, before a file is written."""
+    training, separator = args.training, args.data.label_separator
+    # the first process fills the cache, the others read it
+    with training.main_process_first(desc="loading the dataset"):
+        splits = texts.load_texts(args.data, cache_dir=args.model.cache_dir, token=args.model.token)
+    some = next(iter(splits.values()))
+    columns = find_text_columns(args.data, some)
+    column = data.find_column(some, args.data.label_column_name, LABEL_COLUMNS, "label_column_name")
+    problem = find_problem(args.data, some, column)
+    seed = training.seed if training.data_seed is None else training.data_seed
+    strata = partial(labels.classes_that_occur, column=column) if problem == ONE_LABEL else None
+    test = training.do_predict or args.data.test_file is not None
+    parts = data.choose_parts(args.data, splits, seed=seed, test=test, strata=strata)
+    names = names_of(problem, parts["train"], column, separator)
+
+    config = models.load_config(args.model)
+    own_texts = (text for name in columns for text in texts.texts_of(parts["train"], name))
+    tokenizer = tokenization.load_tokenizer(args.model, own_texts)
+    config = config or new_config(args, tokenizer)
+    tokenization.check_padding(tokenizer, config)
+    tokenization.check_vocabulary(tokenizer, config)
+    classes, new_head = models.choose_classes(config, names, TASK, args.model, problem)
+    config.problem_type = problem
+    encoded = {split: encode(problem, part, column, classes, separator) for split, part in parts.items()}
+    if problem == ONE_LABEL:
+        labels.check_classes(encoded["train"], classes, parts["train"])
+    length = tokenization.choose_length("max_seq_length", args.data.max_seq_length, LONGEST, tokenizer, config)
+    with training.main_process_first(desc="tokenizing"):
+        datasets = {
+            split: texts.tokenize(part, columns, tokenizer, length, encoded[split]) for split, part in parts.items()
+        }
+
+    def load_model() -> PreTrainedModel:
+        auto_class = AutoModelForSequenceClassification
+        model = models.build_classifier(auto_class, args.model, config, classes, new_head=new_head)
+        return with_adapters(model, args.model, "SEQ_CLS")
+
+    glue_metrics = GLUE_TASKS[args.data.task_name][1] if args.data.task_name is not None else None
+    return Task(
+        datasets=datasets,
+        load_model=load_model,
+        processing_class=tokenizer,
+        make_collator=lambda model: DataCollatorWithPadding(tokenizer),
+        metrics=choose_metrics(problem, training.metric or glue_metrics or DEFAULT_METRICS[problem], len(classes)),
+    )
+
+
+PROGRAM = Program(make_parser, prepare)
+train = PROGRAM.train
+main = PROGRAM.main
+
+if __name__ == "__main__":
+    sys.exit(main())
