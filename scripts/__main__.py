@@ -16,6 +16,11 @@ def usage() -> str:
     return f"usage: hf-lookbehind PROGRAM --flag value ...\n\nprograms:\n{programs}\n\nhf-lookbehind PROGRAM --help"
 
 
+def module_name(program: str) -> str:
+    """The module of a program, whose `main(argv)` is called."""
+    return f"hf_lookbehind.scripts.run_{program.replace('-', '_')}"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and argv[0] in ("-h", "--help"):
@@ -26,8 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {given}: allowed are {', '.join(PROGRAMS)}", file=sys.stderr)
         return 2
     # imported here, so that a wrong name does not wait for the libraries
-    module = importlib.import_module(f"hf_lookbehind.scripts.run_{argv[0].replace('-', '_')}")
-    return module.main(argv[1:])
+    return importlib.import_module(module_name(argv[0])).main(argv[1:])
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,21 +42,30 @@ class Preempted(Exception):
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """No warnings of transformers and datasets in the block: bad input is one line. Rank 0 alone shows progress."""
+    """In the block: no warnings of transformers and datasets, progress on a terminal only. Bad input is one line."""
     verbosity, datasets_verbosity = logging.get_verbosity(), datasets.logging.get_verbosity()
-    progress = datasets.are_progress_bars_disabled()
     logging.set_verbosity_error()
     # what it cannot read it logs as an error, and then raises
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
-    if not is_main_process():
-        datasets.disable_progress_bars()
+    with _no_bars() if not (is_main_process() and sys.stderr.isatty()) else nullcontext():
+        try:
+            yield
+        finally:
+            logging.set_verbosity(verbosity)
+            datasets.logging.set_verbosity(datasets_verbosity)
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    shown = not datasets.are_progress_bars_disabled(), logging.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    logging.disable_progress_bar()
     try:
         yield
     finally:
-        logging.set_verbosity(verbosity)
-        datasets.logging.set_verbosity(datasets_verbosity)
-        if not progress:
-            datasets.enable_progress_bars()
+        for was_shown, enable in zip(shown, (datasets.enable_progress_bars, logging.enable_progress_bar), strict=True):
+            if was_shown:
+                enable()
 
 
 class RunStatus:

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import shutil
+import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -62,7 +63,7 @@ class RhoSearch:
         """Search, keep the result, and give the arguments of the final training."""
         path = self.folder / RESULT_NAME
         if self.args.training.resume_from_checkpoint is not None and path.is_file():
-            self.result = SearchResult(**json.loads(path.read_text(encoding="utf-8"))["result"])
+            self.result = _read(path)
         else:
             self.result = grid_search(self._score, self.grid, self.seeds)
             if is_main_process():
@@ -101,8 +102,7 @@ class RhoSearch:
 
     def _save(self, path: Path) -> None:
         assert self.result is not None
-        content = {"metric": self.metric, "seeds": self.seeds, "result": vars(self.result)}
-        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        _write(path, self.result, metric=self.metric, seeds=self.seeds)
         curves = {}
         for rate in self.grid["learning_rate"]:
             rows = [row for row in self._rows() if row["learning_rate"] == rate]
@@ -131,6 +131,22 @@ class RhoSearch:
             shown = {name: f"{row[name]:g}" for name in best}
             rows.append(shown | {f"validation {self.metric}": _mean(row["values"]), "": "chosen" if chosen else ""})
         return format_table(rows)
+
+
+def _write(path: Path, result: SearchResult, **more: Any) -> None:
+    # JSON has no nan
+    table = [row | {"scores": [None if math.isnan(s) else s for s in row["scores"]]} for row in result.table]
+    table = [{name: value for name, value in row.items() if name != "mean"} for row in table]
+    content = more | {"result": {"best": result.best, "table": table, "on_edge": result.on_edge}}
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _read(path: Path) -> SearchResult:
+    found = json.loads(path.read_text(encoding="utf-8"))["result"]
+    for row in found["table"]:
+        row["scores"] = [math.nan if score is None else score for score in row["scores"]]
+        row["mean"] = statistics.fmean(row["scores"])
+    return SearchResult(**found)
 
 
 def _radii(args: Arguments) -> list[float]:

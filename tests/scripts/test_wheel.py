@@ -1,0 +1,75 @@
+"""What `pip install` brings: the console command and every program, outside of the clone."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+import pytest
+
+from hf_lookbehind.scripts.__main__ import PROGRAMS
+
+ROOT = Path(__file__).parents[2]
+HELP = """
+import contextlib, io, sys
+from hf_lookbehind.scripts import __main__ as command
+
+for program in command.PROGRAMS:
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
+        command.main([program, "--help"])
+    assert f"hf-lookbehind {program}" in text.getvalue(), program
+    assert sys.modules[command.module_name(program)].__file__.startswith(sys.prefix)
+print("every program helps")
+"""
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """The scripts folder of a new environment in which a wheel of this clone is installed, beside the dependencies."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    source.mkdir()
+    for name in ("hf_lookbehind", "scripts"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
+    build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(source)]
+    subprocess.run(build, check=True)
+    venv.create(folder / "venv", with_pip=False)
+    paths = sysconfig.get_paths(vars={"base": str(folder / "venv"), "platbase": str(folder / "venv")})
+    # the dependencies, but not the clone: a .pth file that is found over another is not read
+    (Path(paths["purelib"]) / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    [wheel] = folder.glob("*.whl")
+    python = str(Path(paths["scripts"]) / "python")
+    subprocess.run([*pip, "--python", python, "install", "--no-deps", "--no-index", str(wheel)], check=True)
+    return Path(paths["scripts"])
+
+
+def run(*command, cwd):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    return subprocess.run([*map(str, command)], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_every_program_helps(installed, tmp_path):
+    done = run(installed / "python", "-c", HELP, cwd=tmp_path)
+    assert done.stdout == "every program helps\n", done.stderr
+
+
+def test_the_console_command_lists_the_programs(installed, tmp_path):
+    done = run(installed / "hf-lookbehind", "--help", cwd=tmp_path)
+    assert done.returncode == 0 and all(program in done.stdout for program in PROGRAMS)
+    assert str(ROOT) not in done.stdout + done.stderr
+
+
+def test_a_recipe_trains(installed, tmp_path):
+    flags = ["--max_train_samples", "32", "--max_steps", "2", "--eval_strategy", "no", "--save_strategy", "no"]
+    flags += ["--load_best_model_at_end", "false", "--output_dir", "out"]
+    done = run(installed / "hf-lookbehind", "image-classification", "vit_digits.yaml", *flags, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "out" / "all_results.json").read_text())["train_gradient_passes"] == 6
