@@ -37,8 +37,8 @@ class Sparing:
     then. Where autograd refuses `inputs=` (reentrant checkpointing), or a loss has a backward of its own in a hook
     (sentence-transformers' Cached* losses), whole passes run from then on.
 
-    Never spared: several processes (DDP's reducer waits for all parameters, and a pass that one process alone runs
-    again would leave the others waiting in a forward that gathers), sharded parameters.
+    Never spared: DDP (its reducer waits for all parameters; with `sync_ascent=False`, a pass that one process alone
+    had to run again would leave the others waiting in a forward that gathers), sharded parameters.
 
     Args:
         trainer: whose backward it is.
@@ -50,7 +50,7 @@ class Sparing:
         self._proven: set[int] | None = None  # the parameters that each backward reaches, by id
         self._is_on = _has_unperturbed(lookbehind)
         if self._is_on and _is_in_parts(trainer):
-            self._stop("not with several processes or sharded parameters")
+            self._stop("not spared under DDP or with sharded parameters")
 
     def run(self, closure: Callable[[], Tensor]) -> Tensor:
         """Run pass 0, and return its loss.

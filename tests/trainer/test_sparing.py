@@ -265,12 +265,33 @@ def test_no_proof_is_taken_from_gradients_that_are_not_finite(tmp_path):
     assert trainer.state.log_history[-2]["skipped_iterations"] == 2
 
 
+def test_an_overflow_in_a_spared_pass_keeps_the_weights_and_halves_the_scale_once(tmp_path):
+    class Watch(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, optimizer=None, **kwargs):
+            seen.append((weights_of(model), optimizer.scaler.get_scale()))
+
+    seen, backwards, net = [], [], Net(usual).double()
+
+    def poison(gradient):
+        backwards.append(1)
+        return gradient * float("inf") if len(backwards) == 4 else gradient  # whole, spared, pass 1, spared
+
+    net.norm.weight.register_hook(poison)
+    options = dict(data=images(dtype=torch.float64), cls=LookbehindFP16, trainer_kwargs=dict(callbacks=[Watch()]))
+    with watched() as found:
+        train(tmp_path, dict(k=1, rho=0.2, target_parameters="norm"), model=net, max_steps=3, **options)
+    assert found.inputs == [None, 2, None, 2, 2, None] and found.reasons == []
+    assert [scale for _, scale in seen] == [1024, 512, 512]
+    first, second, third = (weights for weights, _ in seen)
+    assert max_difference(first, second) == 0.0 < max_difference(second, third)
+
+
 def test_several_processes_are_never_spared(tmp_path):
     trainer = make_trainer(tmp_path, NORMS)
     with watched() as found, pytest.MonkeyPatch.context() as patch:
         patch.setattr(sparing, "_is_in_parts", lambda _: True)
         trainer.train()
-    assert set(found.inputs) == {None} and len(found.reasons) == 1 and "several processes" in found.reasons[0]
+    assert set(found.inputs) == {None} and len(found.reasons) == 1 and "DDP" in found.reasons[0]
     trainer.accelerator.state.distributed_type = DistributedType.MULTI_CPU
     assert sparing._is_in_parts(trainer)
     trainer.accelerator.state.distributed_type = DistributedType.NO
