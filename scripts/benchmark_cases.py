@@ -133,14 +133,14 @@ class Workload:
         """The Trainer's default, which is also the fastest: a slower step would hide what is spent around it."""
         return torch.optim.AdamW(self.parameters, lr=LEARNING_RATE, fused=True)
 
-    def closure(self, fraction: float = 1.0) -> Tensor:
-        """Forward and backward, on the first examples of the batch or on all."""
+    def closure(self, fraction: float = 1.0, targets: list[Tensor] | None = None) -> Tensor:
+        """Forward and backward, on the first examples of the batch or on all, for some parameters or for all."""
         start = self.now()
         inputs = {name: tensor[: max(1, round(fraction * len(tensor)))] for name, tensor in self.inputs.items()}
         self.optimizer.zero_grad()
         with torch.autocast(self.device, self.autocast or torch.bfloat16, enabled=self.autocast is not None):
             loss = self.model(**inputs)["loss"]
-        loss.backward()
+        loss.backward(inputs=targets)
         self.inside += self.now() - start
         return loss
 

@@ -128,10 +128,19 @@ def _timed(workload: Workload, iterate: Callable[[], Any]) -> Visit:
 
 def core(workload: Workload, config: LookbehindConfig) -> Visit:
     """With `ascent_every`, a visit is the mean over a full iteration and the plain steps after it."""
+    return _core(workload, config, is_spared=False)
+
+
+def spared_core(workload: Workload, config: LookbehindConfig) -> Visit:
+    """Pass 0 computes the gradients of the perturbed parameters only."""
+    return _core(workload, config, is_spared=True)
+
+
+def _core(workload: Workload, config: LookbehindConfig, is_spared: bool) -> Visit:
     lookbehind, n = Lookbehind(workload.model, workload.optimizer, config), config.ascent_every
 
     def ascent_closure() -> Tensor:
-        return workload.closure(config.ascent_fraction)
+        return workload.closure(config.ascent_fraction, lookbehind.targets if is_spared else None)
 
     def iterate() -> None:
         for i in range(n):
@@ -220,9 +229,11 @@ def plain_trainer(workload: Workload, config: LookbehindConfig) -> Visit:
 # ---- the tables ----
 
 CORE, TRAINER, PLAIN_TRAINER = "Lookbehind", "LookbehindTrainer", "Trainer"
+SPARED = "Lookbehind, backward(inputs=lookbehind.targets)"
 PUBLISHED, PYTORCH_OPTIMIZER = "2k gradients, as published", "pytorch_optimizer.SAM"
 METHODS: dict[str, Callable[[Workload, LookbehindConfig], Visit]] = {
     CORE: core,
+    SPARED: spared_core,
     TRAINER: trainer,
     PLAIN_TRAINER: plain_trainer,
     PUBLISHED: published,
@@ -287,6 +298,8 @@ SINGLE: tuple[tuple[str, dict[str, Any], int], ...] = (
     (PLAIN_TRAINER, {"k": 0}, 0),
     (CORE, {"k": 0}, NEVER),
     (CORE, {"k": 1, "target_parameters": ["(?i)norm"]}, NEVER),
+    (SPARED, {"k": 1, "target_parameters": ["(?i)norm"]}, NEVER),
+    (TRAINER, {"k": 1, "target_parameters": ["(?i)norm"]}, NEVER),
     (CORE, {"k": 1, "ascent_fraction": 1 / 8}, 1),
     (CORE, {"k": 1, "ascent_every": 2}, NEVER),
     (CORE, {"k": 1, "ascent_every": 4}, NEVER),

@@ -124,8 +124,10 @@ class Lookbehind:
                 convention of `torch.optim.LBFGS`). It is called k+1 times.
             descend: does the step of the base optimizer, and may clip or unscale before it and update a scaler after;
                 `optimizer.step` by default. It is called k times (once at k=0 and with `descent="last"`).
-            ascent_closure: with `ascent_fraction` below 1, gives the gradient of the part of the window that you have
-                drawn, for the first ascent step; `closure` is then called k times.
+            ascent_closure: takes the place of `closure` in pass 0, whose gradient g_0 serves the first ascent alone;
+                `closure` is then called k times. With `ascent_fraction` below 1 it is needed, and runs on the part of
+                the window that you have drawn. Its backward may be `loss.backward(inputs=lookbehind.targets)`: what
+                is not perturbed needs no gradient in pass 0 (not under DDP, which waits for all, nor FSDP2).
             full: False for a plain step of the base optimizer, as between the full ones of `ascent_every`: pass
                 `full=step % config.ascent_every == 0`.
 
@@ -180,10 +182,10 @@ class Lookbehind:
         """The k-loop: passes 0..k and descents 1..k-1. Leaves phi'_k in the model and g_k in `.grad`."""
         self._plan = self._settings if full else self._plain_step
         k, every = self._plan.k, self._plan.descent == "every"
-        part = self._part(ascent_closure)
+        first, on_part = self._first_closure(ascent_closure), k > 0 and self._plan.ascent_fraction < 1
         self._start()
         with SameFunction(self.model, {p.device for p in self._weights}, passes=k + 1) as same_function:
-            loss = self._gradient(0, same_function, part or closure, on_part=part is not None)  # g_0 = grad L(phi)
+            loss = self._gradient(0, same_function, first or closure, on_part)  # g_0 = grad L(phi)
             for i in range(1, k + 1):
                 if not self._goes_on:
                     break
@@ -192,12 +194,17 @@ class Lookbehind:
                     self._descend(i - 1, descend)  # phi_{i-1} = opt(phi_{i-2}, g_{i-1})
                 if self._goes_on:
                     ascent_loss = self._gradient(i, same_function, closure, on_part=False)  # g_i = grad L(phi'_i)
-                    loss = ascent_loss if part and i == 1 else loss
+                    loss = ascent_loss if on_part and i == 1 else loss
         self._goes_on = self._is_pending = self._goes_on and self._average_gradients()
         if not self._goes_on:
             self._spoil_gradients()
         self.stats = replace(self.stats, skipped=not self._goes_on)
         return loss
+
+    @property
+    def targets(self) -> list[Tensor]:
+        """The perturbed parameters: those whose gradients pass 0 is for."""
+        return [*self._plain, *self._scaled]
 
     @property
     def is_pending(self) -> bool:
@@ -253,11 +260,11 @@ class Lookbehind:
         self._norms: list[float] = []  # denominators of the ascent steps
         self._is_finite = self._goes_on = True
 
-    def _part(self, ascent_closure: Callable[[], Any] | None) -> Callable[[], Any] | None:
+    def _first_closure(self, ascent_closure: Callable[[], Any] | None) -> Callable[[], Any] | None:
         """What gives g_0 in the place of the closure, if anything."""
-        if self._plan.k == 0 or self._plan.ascent_fraction == 1:
+        if self._plan.k == 0:
             return None
-        if ascent_closure is None:
+        if ascent_closure is None and self._plan.ascent_fraction < 1:
             raise InputError(
                 f"ascent_fraction={self._plan.ascent_fraction} wants step(closure, descend, ascent_closure=...): what "
                 "gives the gradient of a part of the window"
@@ -288,12 +295,13 @@ class Lookbehind:
         return self.calibration.rho if self.calibration is not None else float(self._settings.rho or 0)
 
     def _measure(self, loss: Any, on_part: bool) -> None:
-        """Record the loss and the norms of a pass. Goes on only if its gradient, of all parameters, is finite.
+        """Record the loss and the norms of a pass. Goes on only if its gradient, all there is of it, is finite.
 
         Goes on always where each process climbs its own: `average_gradients` then tells all of them at once.
         """
         used = _with_gradient(self._weights)
-        if not self._losses and any(gradient.is_sparse for gradient in _gradients(used)):
+        # pass 0 need not have all gradients, pass 1 has
+        if len(self._losses) < 2 and any(gradient.is_sparse for gradient in _gradients(used)):
             raise InputError("sparse gradients are not supported: build the embedding with sparse=False")
         norm, ascent_norm = self._gradient_norms(used, precedes_ascent=len(self._losses) < self._plan.k)
         loss = torch.as_tensor(loss, dtype=norm.dtype, device=norm.device).detach()

@@ -21,7 +21,7 @@ class SameFunction:
     Dropout masks, NEFTune noise and whatever else draws from Python's, numpy's or torch's global generators are drawn
     alike in each pass. Buffers that a forward writes (BatchNorm's running statistics, spectral norm's vectors) start
     each pass with the values that they had before the first. On exit, generators and buffers are as one pass, the
-    first, left them.
+    first, left them; as before it, where it ended by an error.
 
     Args:
         model: the module whose buffers are looked after.
@@ -79,8 +79,14 @@ class SameFunction:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._after is not None:
-            self._restore(self._after)
+        if self._is_repeated:
+            self._restore(self._after or self._before)
+
+    def leaves_the_same(self) -> bool:
+        """Whether generators and buffers are now as the first pass left them."""
+        assert self._after is not None
+        is_same_state = _are_equal(self._random_state(), self._after.random)
+        return is_same_state and all(buffer.is_unchanged() for buffer in self._after.buffers)
 
     def _random_state(self) -> tuple[Any, ...]:
         devices = {d: torch.get_device_module(d).get_rng_state(*_index(d)) for d in self._devices}
@@ -110,6 +116,10 @@ class _Buffer(NamedTuple):
         """Whether any byte of the tensor is another than in the copy (nan is nan then)."""
         assert self.tensor is not None and self.values is not None
         return (_bytes(self.tensor) != _bytes(self.values)).any()
+
+    def is_unchanged(self) -> bool:
+        """Whether the module's buffer has the values of the copy."""
+        return same_bytes(self.module._buffers.get(self.name), self.values)
 
     def restore(self) -> None:
         self.module._buffers[self.name] = self.tensor
@@ -185,6 +195,22 @@ def _written(buffers: list[_Buffer]) -> list[_Buffer]:
     flags = torch.stack([d.to(differ[0].device) for d in differ]).tolist() if differ else []
     written = [b for b, replaced in zip(buffers, is_replaced, strict=True) if replaced]
     return written + [b for b, flag in zip(compared, flags, strict=True) if flag]
+
+
+def _are_equal(a: Any, b: Any) -> bool:
+    """Of states of generators: tuples, dicts, arrays and tensors in one another."""
+    if isinstance(a, tuple):
+        return len(a) == len(b) and all(map(_are_equal, a, b))
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(_are_equal(a[key], b[key]) for key in a)
+    return torch.equal(a, b) if isinstance(a, Tensor) else bool(np.all(a == b))
+
+
+def same_bytes(a: Tensor | None, b: Tensor | None) -> bool:
+    """Whether two tensors, or Nones, are the same to the bit (nan is nan then)."""
+    if a is None or b is None:
+        return a is b
+    return a.shape == b.shape and a.dtype == b.dtype and torch.equal(_bytes(a), _bytes(b))
 
 
 def _bytes(tensor: Tensor) -> Tensor:

@@ -5,6 +5,7 @@
 
 import contextlib
 import copy
+import functools
 import itertools
 import os
 import statistics
@@ -23,6 +24,7 @@ from ..optim.stats import LookbehindStats
 from .callbacks import DeferredJITCheckpointCallback
 from .checkpoints import last_complete_checkpoint, load_renamed_weights, warn_if_config_differs
 from .search import choose_trial_settings
+from .sparing import Sparing, WholePassNeededError
 from .support import refuse_unsupported
 from .trained import trained_module
 from .window import MicroBatch, draw_part
@@ -80,6 +82,7 @@ class LookbehindMixin(_Trainer):
         self.lookbehind_config = lookbehind_config
         self.transform_gradient = transform_gradient
         self._lookbehind: Lookbehind | None = None
+        self._sparing: Sparing | None = None
         self._calibration: RhoCalibration | None = None
         self._window: list[MicroBatch] = []
         self._hooks: list[Any] = []
@@ -116,19 +119,25 @@ class LookbehindMixin(_Trainer):
                 counters = self._copy_counters()
             return loss
 
-        def ascent_closure() -> Tensor:
+        def part_closure() -> Tensor:
             before = self._copy_counters()
             loss = self._window_gradient(model, self._draw_part(window))
             vars(self).update(before)
             return loss
 
         is_full, pass_indices = self.state.global_step % self.lookbehind_config.ascent_every == 0, itertools.count(1)
-        loss = self._lookbehind.begin(
+        first_closure = part_closure if self.lookbehind_config.ascent_fraction < 1 else closure
+        begin = functools.partial(
+            self._lookbehind.begin,
             closure,
             lambda: self._inner_descent(model, next(pass_indices)),
-            ascent_closure=ascent_closure,
+            ascent_closure=lambda: self._sparing.run(first_closure),
             full=is_full,
         )
+        try:
+            loss = begin()
+        except WholePassNeededError:  # nothing has been done so far, and nothing will be spared from now on
+            loss = begin()
         if self.transform_gradient is not None and not self._lookbehind.stats.skipped:
             self.transform_gradient(self.lookbehind_config.k if is_full else 0)
         vars(self).update(counters or {})
@@ -217,6 +226,7 @@ class LookbehindMixin(_Trainer):
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         self._lookbehind = Lookbehind(trained_module(self), self.optimizer, self.lookbehind_config)
+        self._sparing = Sparing(self, self._lookbehind)
         self._prepare_calibration(resume_from_checkpoint)
         optimizer = unwrap_accelerate(self.optimizer)
         # one by one: an interrupt between the two must not leave one behind
@@ -265,7 +275,7 @@ class LookbehindMixin(_Trainer):
             finally:
                 for hook in self._hooks:
                     hook.remove()
-                self._window, self._hooks, self._lookbehind = [], [], None
+                self._window, self._hooks, self._lookbehind, self._sparing = [], [], None, None
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         steps = self.state.global_step

@@ -43,17 +43,6 @@ def _with(config, **changes):
     return LookbehindConfig(**(config.to_dict() | changes))
 
 
-def test_the_whole_window_needs_no_part_and_ignores_it():
-    def run(**options):
-        model, _ = MODELS["mlp"]()
-        lookbehind = Lookbehind(model, OPTIMIZERS["sgd"](groups(model)), LookbehindConfig(k=2))
-        whole, part = halves(model)
-        lookbehind.step(whole, **({"ascent_closure": part} if options else {}))
-        return model
-
-    assert max_difference(run(), run(part=True)) == 0.0
-
-
 def test_a_missing_part_is_an_error_before_anything_is_done():
     model, _ = MODELS["mlp"]()
     lookbehind = Lookbehind(model, OPTIMIZERS["sgd"](groups(model)), LookbehindConfig(ascent_fraction=0.5))

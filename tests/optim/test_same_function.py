@@ -9,7 +9,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from hf_lookbehind import InputError, Lookbehind, LookbehindConfig
-from hf_lookbehind.optim.same_function import CONSTANT_NUMEL
+from hf_lookbehind.optim.same_function import CONSTANT_NUMEL, SameFunction
 from tests.models import closure_of, max_difference
 
 X, Y = torch.randn(16, 5, generator=torch.Generator().manual_seed(0)), torch.arange(16) % 3
@@ -200,7 +200,7 @@ def test_a_forward_that_writes_a_large_packed_buffer_is_refused_by_name(dtype, w
         InputError, match=rf"forward of Quantised writes its buffer 'packed' \({dtype}, 65537 elements"
     ):
         step(model, k=3)
-    assert model[0].weight.equal(start) and model[1].count.item() == 1
+    assert model[0].weight.equal(start) and model[1].count.item() == 0
 
 
 def test_a_single_pass_may_write_a_large_packed_buffer():
@@ -222,3 +222,31 @@ def test_large_buffers_in_floating_point_are_replayed():
     model = network(Average())
     step(model, k=3)
     assert model[1].seen.eq(1).all()
+
+
+# ---- a first pass that does not count ----
+
+
+def test_a_first_pass_that_ends_by_an_error_leaves_nothing():
+    model = nn.BatchNorm1d(3)
+
+    def closure():
+        model(torch.rand(4, 3))
+        raise KeyError
+
+    before = torch.get_rng_state()
+    with pytest.raises(KeyError), SameFunction(model, [], passes=2) as same_function:
+        same_function(closure)
+    assert torch.equal(torch.get_rng_state(), before) and model.num_batches_tracked == 0
+
+
+@pytest.mark.parametrize("at", ["nothing", "torch", "numpy", "python", "buffer"])
+def test_a_pass_that_leaves_something_else_is_told(at):
+    model = nn.BatchNorm1d(3)
+    also = {"torch": lambda: torch.rand(1), "numpy": np.random.rand, "python": random.random}
+    also |= {"buffer": lambda: model.running_mean.add_(1), "nothing": lambda: None}
+    with SameFunction(model, [], passes=2) as same_function:
+        same_function(lambda: model(torch.rand(4, 3)))
+        assert same_function.leaves_the_same()
+        same_function(lambda: (model(torch.rand(4, 3)), also[at]()))
+        assert same_function.leaves_the_same() is (at == "nothing")
