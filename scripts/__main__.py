@@ -7,7 +7,10 @@ from collections.abc import Sequence
 PROGRAMS = {
     "image-classification": "fine-tune an image classifier",
     "text-classification": "fine-tune a classifier of texts or of pairs of texts, or a regression",
+    "clm": "fine-tune a causal language model, or train a new one",
+    "flatness": "measure sharpness and robustness to noisy weights of trained models",
 }
+OTHER_MODULES = {"flatness": "evaluate_flatness"}
 
 
 def usage() -> str:
@@ -18,7 +21,8 @@ def usage() -> str:
 
 def module_name(program: str) -> str:
     """The module of a program, whose `main(argv)` is called."""
-    return f"hf_lookbehind.scripts.run_{program.replace('-', '_')}"
+    name = OTHER_MODULES.get(program, f"run_{program.replace('-', '_')}")
+    return f"hf_lookbehind.scripts.{name}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

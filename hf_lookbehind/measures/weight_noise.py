@@ -1,18 +1,21 @@
 """`weight_noise`: how well a model works when its weights are not quite what training left."""
 
-import hashlib
 import math
 import statistics
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from numbers import Integral, Real
+from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..config import InputError, LookbehindConfig
-from ..optim.perturbation import parameter_names, select_targets
+from ..optim.perturbation import accumulation_dtype, parameter_names, select_targets
+from ..optim.shards import check_layout, drop_whole_copies, sum_over_shards
+from .arguments import check_choice, check_flag, check_numbers, check_whole
+from .intact import Weight, intact, moved_in_place
+from .noise import normal
 
 KINDS = ("multiplicative", "additive")
 
@@ -26,6 +29,7 @@ def weight_noise(
     draws: int = 10,
     seed: int = 0,
     target_parameters: str | Sequence[str] | None = None,
+    greater_is_better: bool = True,
 ) -> list[dict[str, Any]]:
     """Evaluate a model under Gaussian noise on its weights.
 
@@ -39,12 +43,16 @@ def weight_noise(
     generators of its own; the noise neither reads nor moves the random state of torch, numpy or Python.
 
     Frozen parameters are perturbed too (the noise models the hardware that the weights are deployed on), tied ones
-    once, parameters that are not floating-point never. Afterwards, also when `evaluate` raises or is interrupted, all
-    of them hold their old values bit for bit, and every module is in the mode (train or eval) it was in.
+    once, parameters that are not floating-point never. Noisy weights are rounded to the dtype that they are stored in,
+    as where they are deployed. All evaluations start from the same random states and buffers. Afterwards, also when
+    `evaluate` raises or is interrupted, weights, buffers, gradients, modes (train or eval), flags and random states
+    are those before, bit for bit.
+
+    Several processes: all call it, and each gets the result of its own `evaluate`; parameters may be sharded by FSDP2.
 
     Args:
         model: any module, on any device. Cost: one copy of the perturbed parameters.
-        evaluate: called as `evaluate(model)` with the model in eval mode; returns a number, say an accuracy.
+        evaluate: called as `evaluate(model)` with the model in eval mode; returns a number, say an accuracy or a loss.
         sigmas: noise levels, each 0 or more, without unit: fractions of |w|, or of max|w|. At 0 the model is evaluated
             once, for all draws.
         kind: "multiplicative" (default) or "additive".
@@ -52,13 +60,17 @@ def weight_noise(
         seed: of the noise. Default 0.
         target_parameters: regular expression(s), searched in the parameter names (all names of a tied one): which
             parameters are perturbed. Default: all.
+        greater_is_better: True (default) for an accuracy, False for a loss or a perplexity; it decides which value is
+            the worst.
 
     Returns:
         One record per sigma, in the given order: `sigma`; `values`, the result of each draw; their `mean`; `sd`, the
-        sample standard deviation (0.0 for one draw); `worst`, the lowest value, which is the worst of an accuracy.
+        sample standard deviation (0.0 for one draw); `worst`, the lowest of them, or with `greater_is_better=False`
+        the highest.
 
     Raises:
-        InputError: an argument is not as described, or `target_parameters` matches no floating-point parameter.
+        InputError: an argument is not as described, `target_parameters` matches no floating-point parameter, or
+            `evaluate` gives nan or no number.
 
     Example:
         >>> model = nn.Linear(2, 1, bias=False)
@@ -71,83 +83,82 @@ def weight_noise(
     Source: the robustness study of Mordido et al., "Lookbehind-SAM: k steps back, 1 step forward" (ICML 2024, arXiv
     2307.16704), which evaluates under multiplicative noise.
     """
-    _check_arguments(sigmas, kind, draws, seed)
+    check_choice("kind", kind, KINDS)
+    check_whole("draws", draws, least=1)
+    check_whole("seed", seed)
+    check_flag("greater_is_better", greater_is_better)
+    levels = check_numbers("sigmas", sigmas, of="noise levels", least=0)
+    drop_whole_copies(model)  # which FSDP2's modules hold after a forward without a backward
     parameters = _select(model, target_parameters)
-    records = []
-    with _weights_and_modes_put_back(model, parameters) as originals:
-        for sigma in map(float, sigmas):
+    worst, has_gradients, records = min if greater_is_better else max, torch.is_grad_enabled(), []
+
+    def run() -> Any:
+        model.eval()
+        with torch.set_grad_enabled(has_gradients):
+            return evaluate(model)
+
+    with (
+        moved_in_place(model, parameters) as weights,
+        intact(model, list(model.parameters())) as same_function,
+        torch.no_grad(),
+    ):
+        maxima = _maxima(weights) if kind == "additive" else None
+        for sigma in levels:
             values = []
             for draw in range(draws if sigma > 0 else 1):
-                for name, parameter in parameters.items():
-                    _perturb(parameter, originals[name], sigma, kind, _generator(seed, draw, name))
-                model.eval()
-                values.append(float(evaluate(model)))
-            records.append(_record(sigma, values if sigma > 0 else values * draws))
+                _perturb(weights, maxima, sigma, seed, draw)
+                drop_whole_copies(model)
+                values.append(_number(same_function(run, on_part=True), sigma, draw))
+            records.append(_record(sigma, values if sigma > 0 else values * draws, worst))
     return records
 
 
-def _check_arguments(sigmas: Sequence[float], kind: str, draws: int, seed: int) -> None:
-    if kind not in KINDS:
-        raise InputError(f"kind={kind!r} is not allowed: one of {', '.join(map(repr, KINDS))}")
-    if not isinstance(draws, Integral) or isinstance(draws, bool) or draws < 1:
-        raise InputError(f"draws={draws!r} is not allowed: a whole number, 1 or more")
-    if not isinstance(seed, Integral) or isinstance(seed, bool):
-        raise InputError(f"seed={seed!r} is not allowed: a whole number")
-    if isinstance(sigmas, Real | str) or len(sigmas) == 0:
-        raise InputError(f"sigmas={sigmas!r} is not allowed: a list of one or more noise levels")
-    for sigma in sigmas:
-        if not isinstance(sigma, Real) or isinstance(sigma, bool) or not (math.isfinite(sigma) and sigma >= 0):
-            raise InputError(f"sigmas contains {sigma!r}, which is not allowed: finite numbers, 0 or more")
-
-
-def _select(model: nn.Module, target_parameters: str | Sequence[str] | None) -> dict[str, Tensor]:
-    """The parameters to perturb, each once, under the first of its names."""
-    names = parameter_names(model)
+def _select(model: nn.Module, target_parameters: str | Sequence[str] | None) -> list[Tensor]:
+    """The parameters to perturb, each once."""
     floating = [p for p in model.parameters() if p.is_floating_point() and p.numel() > 0]
+    check_layout(floating)
     # The config knows what valid expressions are; it returns a tuple of them.
     patterns = LookbehindConfig(target_parameters=target_parameters).target_parameters
-    return {names[id(p)][0]: p for p in select_targets(floating, names, patterns)}
+    return select_targets(floating, parameter_names(model), patterns)
 
 
-@contextmanager
-def _weights_and_modes_put_back(model: nn.Module, parameters: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """Yield copies of the parameters; put them back by copy, since subtracting the noise would round."""
-    originals = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-    modes = {module: module.training for module in model.modules()}
-    try:
-        yield originals
-    finally:
-        with torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.copy_(originals[name])
-        for module, training in modes.items():
-            module.training = training
+def _perturb(weights: list[Weight], maxima: Tensor | None, sigma: float, seed: int, draw: int) -> None:
+    for i, weight in enumerate(weights):
+        if sigma == 0:
+            weight.put_home()
+            continue
+        w = weight.home.to(accumulation_dtype(weight.home.dtype))
+        z = normal(weight.name, weight.parameter, seed, draw)
+        scale = w if maxima is None else maxima[i].to(w.device, w.dtype)
+        weight.moved.copy_(w + sigma * scale * z)
 
 
-def _generator(seed: int, draw: int, name: str) -> torch.Generator:
-    """A stream per (seed, draw, name): which other parameters are perturbed, and in what order, does not matter."""
-    digest = hashlib.sha256(f"{int(seed)}/{draw}/{name}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+def _maxima(weights: list[Weight]) -> Tensor:
+    """max|w| of each tensor, whole ones of sharded ones; shape `(len(weights),)`."""
+    device = weights[0].home.device
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+    # each process fills its own row; empty shards have no maximum
+    dtype = max((accumulation_dtype(w.home.dtype) for w in weights), key=lambda d: torch.finfo(d).bits)
+    maxima = torch.zeros(world, len(weights), dtype=dtype, device=device)
+    for i, weight in enumerate(weights):
+        if weight.home.numel():
+            maxima[rank, i] = weight.home.abs().max()
+    return sum_over_shards(maxima, [w.parameter for w in weights]).amax(0)
 
 
-@torch.no_grad()
-def _perturb(parameter: Tensor, original: Tensor, sigma: float, kind: str, generator: torch.Generator) -> None:
-    if sigma == 0:
-        parameter.copy_(original)
-        return
-    # Drawn on the CPU in float32, whatever the model's device and dtype: the same z everywhere.
-    z = torch.randn(original.shape, generator=generator, dtype=torch.float32)
-    dtype = torch.float64 if original.dtype == torch.float64 else torch.float32
-    weights, z = original.to(dtype), z.to(original.device, dtype)
-    scale = weights if kind == "multiplicative" else weights.abs().max()
-    parameter.copy_(weights + sigma * scale * z)
+def _number(value: Any, sigma: float, draw: int) -> float:
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.item()
+    if not isinstance(value, Real) or math.isnan(value):
+        raise InputError(f"evaluate(model) gave {value!r} at sigma={sigma:g}, draw {draw}: a number is wanted")
+    return float(value)
 
 
-def _record(sigma: float, values: list[float]) -> dict[str, Any]:
+def _record(sigma: float, values: list[float], worst: Callable[[list[float]], float]) -> dict[str, Any]:
     return {
         "sigma": sigma,
         "mean": statistics.fmean(values),
         "sd": statistics.stdev(values) if len(values) > 1 else 0.0,
-        "worst": min(values),
+        "worst": worst(values),
         "values": values,
     }

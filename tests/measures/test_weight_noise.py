@@ -181,6 +181,30 @@ def test_records_state_mean_sample_sd_worst_and_values():
     assert math.isclose(noisy["sd"], statistics.stdev([0.9, 0.4, 0.7]))
 
 
+def test_the_worst_of_a_loss_is_its_highest_value():
+    results = iter([0.5, 0.9, 0.4])
+    (record,) = weight_noise(nn.Linear(1, 1), lambda net: next(results), [0.1], draws=3, greater_is_better=False)
+    assert record["worst"] == 0.9
+
+
+def test_every_evaluation_starts_from_the_same_random_state(model):
+    first, second = weight_noise(model, lambda net: torch.rand(1, dtype=torch.float64), [0.1, 0.2], draws=3)
+    assert len({*first["values"], *second["values"]}) == 1 and first["sd"] == 0
+
+
+@pytest.mark.parametrize("enabled", [False, True])
+def test_gradients_are_on_in_evaluations_where_they_were_before(model, enabled):
+    with torch.set_grad_enabled(enabled):
+        (record,) = weight_noise(model, lambda net: torch.is_grad_enabled(), [0.1], draws=1)
+    assert record["values"] == [enabled]
+
+
+@pytest.mark.parametrize("value", [math.nan, None, torch.ones(2), "0.5"])
+def test_a_metric_that_is_no_number_is_named(model, value):
+    with pytest.raises(InputError, match="gave .* at sigma=0.2, draw 0: a number is wanted"):
+        weight_noise(model, lambda net: value, [0.2])
+
+
 def test_one_draw_has_no_spread_and_zero_sigma_is_evaluated_once(model):
     calls = []
     records = weight_noise(model, lambda net: calls.append(1) or 1.0, [0.0, 0.1], draws=1)
@@ -202,6 +226,7 @@ def test_sigma_zero_after_noise_is_the_clean_model(model):
         ({"draws": 1.5}, "draws=1.5"),
         ({"draws": True}, "draws=True"),
         ({"seed": "a"}, "seed='a'"),
+        ({"greater_is_better": None}, "greater_is_better=None"),
         ({"sigmas": []}, r"sigmas=\[\]"),
         ({"sigmas": 0.5}, "sigmas=0.5"),
         ({"sigmas": [0.1, -0.1]}, "-0.1"),

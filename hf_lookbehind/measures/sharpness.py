@@ -1,0 +1,224 @@
+"""`sharpness`: by how much the loss rises around the weights."""
+
+import math
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..config import InputError, LookbehindWarning
+from ..optim.perturbation import (
+    NORM_EPSILON,
+    accumulation_dtype,
+    asam_norms,
+    asam_step_,
+    is_scaled,
+    parameter_names,
+    sam_step_,
+    tensor_norms,
+)
+from ..optim.shards import is_sharded
+from .arguments import check_choice, check_flag, check_number, check_numbers, check_whole
+from .intact import Weight, length, unwrapped
+from .mean_loss import LossFn, MeanLoss, check_finite, measured, trainable
+from .noise import normal
+
+
+def sharpness(
+    model: nn.Module,
+    batches: Iterable[Any],
+    rhos: Sequence[float],
+    *,
+    kind: str = "worst",
+    steps: int = 10,
+    adaptive: bool = False,
+    eta: float = 0.01,
+    loss_fn: LossFn | None = None,
+    seed: int = 0,
+) -> dict[float, float]:
+    """Measure by how much the loss rises when the weights move by a perturbation eps of a given length.
+
+    With L the mean loss over all examples of all batches, w the weights, n their number, T = 1:
+
+        worst:     max L(w + eps) - L(w)  over  ||eps / T|| <= rho,  by projected ascent from eps = 0:
+                       u <- u + rho T g / ||T g||,   u <- u min(1, rho / ||u||),   eps = T u,   g = grad L(w + eps);
+                   the highest loss of all points met, so never below 0; with steps=1, that of one SAM step
+        average:   mean of L(w + eps) - L(w)  over draws of  eps = rho T z / sqrt(n),  z standard normal: the length
+                   of eps / T is about rho (sigma per element, as some papers have it, is rho = sigma sqrt(n))
+        one_step:  m-sharpness: the mean over the batches b, each counted once, of L_b(w + eps_b) - L_b(w), with eps_b
+                   one step of SAM (or ASAM) on that batch alone
+
+    Adaptive: T = |w| + eta on tensors whose name contains "weight", 1 elsewhere, as in ASAM; with eta=0 it does not
+    change when adjacent layers without biases are rescaled to the same function.
+
+    All parameters that require grad are perturbed, together. The model is in eval mode. Afterwards, also after an
+    error, weights, buffers, gradients, modes, flags and random states are those before, bit for bit. A model whose
+    perturbed parameters are stored in bfloat16 or float16 is measured as the float32 model of the same weights; one
+    with such frozen parameters only (LoRA's base) computes as it does, and its loss is as coarse.
+
+    Several processes: all call it, each with its share of the batches, and all get the same result. Parameters may be
+    sharded by FSDP2, but for "one_step".
+
+    Args:
+        model: any module, on any device. Memory: two copies of its parameters that require grad (of all its
+            floating-point tensors, in float32, where it is stored in less).
+        batches: dicts of tensors, say a list or a DataLoader; read several times, and the same each time. A batch
+            weighs as many examples as the first tensor in it is long.
+        rhos: radii, each 0 or more: L2 lengths over all perturbed parameters together, in the unit of the weights
+            (without unit if adaptive).
+        kind: "worst" (default), "average" or "one_step".
+        steps: "worst": ascent steps; "average": draws; 1 or more. Default 10. "one_step" does not use it.
+        adaptive: see above. Default False.
+        eta: of T, 0 or more. Default 0.01.
+        loss_fn: `loss_fn(model, batch)` gives the mean loss of a batch. Default: `model(**batch).loss`, with tensors
+            moved to the model's device.
+        seed: of the Gaussian draws, and of the first direction where the gradient is exactly zero. Default 0.
+
+    Returns:
+        The loss increase by radius, in the given order; inf where a perturbed loss is not finite.
+
+    Raises:
+        InputError: an argument is not as described, or the loss at w is not finite.
+
+    Example:
+        >>> model = nn.Linear(2, 1, bias=False)
+        >>> batches = [{"x": torch.eye(2)}]
+        >>> measured = sharpness(model, batches, [0, 1], loss_fn=lambda m, batch: m(batch["x"]).sum())
+        >>> [round(increase, 3) for increase in measured.values()]
+        [0.0, 1.414]
+
+    Source: Foret et al., "Sharpness-aware minimization" (ICLR 2021, arXiv 2010.01412): m-sharpness; Kwon et al.,
+    "ASAM" (ICML 2021, arXiv 2102.11600): T; Andriushchenko et al., "A modern look at the relationship between
+    sharpness and generalization" (ICML 2023, arXiv 2302.07011): worst and average case, adaptive.
+    """
+    check_choice("kind", kind, KINDS)
+    rhos = check_numbers("rhos", rhos, of="radii", least=0)
+    check_whole("steps", steps, least=1)
+    check_flag("adaptive", adaptive)
+    check_number("eta", eta, least=0)
+    check_whole("seed", seed)
+    model = unwrapped(model)
+    parameters, names = trainable(model), parameter_names(model)
+    if kind == "one_step" and any(map(is_sharded, parameters)):
+        raise InputError("kind='one_step' is not allowed with sharded parameters, which all processes move together")
+    scaled = {names[id(p)][0] for p in parameters if adaptive and is_scaled(p, names)}
+    if adaptive and not scaled:
+        warnings.warn(
+            "adaptive=True scales tensors whose name contains 'weight', and none of those perturbed does: the result "
+            "is that of adaptive=False",
+            LookbehindWarning,
+            stacklevel=2,
+        )
+    with measured(model, batches, loss_fn, parameters) as (loss, weights), torch.no_grad():
+        increases = KINDS[kind](_Around(loss, weights, scaled, float(eta), steps, seed), rhos)
+    return dict(zip(rhos, increases, strict=True))
+
+
+class _Around:
+    """The surroundings of w, in the coordinates u = eps / T."""
+
+    def __init__(self, loss: MeanLoss, weights: list[Weight], scaled: set[str], eta: float, steps: int, seed: int):
+        self._loss, self._weights = loss, weights
+        self._scaled, self._eta = scaled, eta
+        self._steps, self._seed = steps, seed
+
+    def worst(self, rhos: list[float]) -> list[float]:
+        at_home = check_finite(self._loss.value())
+        return [self._climb(rho) - at_home for rho in rhos]
+
+    def average(self, rhos: list[float]) -> list[float]:
+        at_home = check_finite(self._loss.value())
+        n = sum(w.parameter.numel() for w in self._weights)
+        return [self._mean_over_draws(rho / math.sqrt(n)) - at_home for rho in rhos]
+
+    def one_step(self, rhos: list[float]) -> list[float]:
+        totals = [0.0] * (1 + len(rhos))  # at w, then at each radius
+        for batch in self._loss.each():
+            self._go_home()
+            totals[0] += self._loss.gradient_of(batch)
+            norm = self._gradient_norm()
+            for i, rho in enumerate(rhos, 1):
+                self._go_home()
+                self._step(rho / (norm + NORM_EPSILON))
+                totals[i] += self._loss.value_of(batch)
+        at_home, *moved = self._loss.mean_over_batches(totals)
+        return [_or_infinite(mean) - check_finite(at_home) for mean in moved]
+
+    def _gradient_norm(self) -> float:
+        """||T g||, at w."""
+        (_, plain), (scaled, scaled_gradients) = self._plain_and_scaled()
+        norms = [*tensor_norms(plain).tolist(), *asam_norms(scaled, scaled_gradients, self._eta).tolist()]
+        return math.hypot(*norms)
+
+    def _step(self, step: float) -> None:
+        """A step of the core from w, along the gradient there."""
+        plain, scaled = self._plain_and_scaled()
+        sam_step_(*plain, step)
+        asam_step_(*scaled, step, self._eta)
+
+    def _plain_and_scaled(self) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+        """Weights and their gradients: of those with T = 1, then of the others."""
+        for scales in (False, True):
+            used = [(w, g) for w in self._weights if (g := w.gradient) is not None]
+            chosen = [(w.moved, g) for w, g in used if (w.name in self._scaled) == scales]
+            yield [p for p, _ in chosen], [g for _, g in chosen]
+
+    def _climb(self, rho: float) -> float:
+        """The highest loss that projected ascent from w meets."""
+        self._go_home()
+        highest = -math.inf
+        for step in range(self._steps):
+            highest = max(highest, _or_infinite(self._loss.gradient()))
+            if math.isinf(highest):
+                return highest
+            self._ascend(rho, step)
+        return max(highest, _or_infinite(self._loss.value()))
+
+    def _ascend(self, rho: float, step: int) -> None:
+        """One step of length rho from u, and back to the ball; u is made in the gradients' own memory."""
+        used = [(w, g) for w in self._weights if (g := w.gradient) is not None]
+        weights, gradients = [w for w, _ in used], [g for _, g in used]
+        for w, g in used:
+            g.mul_(self._t(w))
+        norm = length(gradients, weights)
+        if norm == 0:  # at a minimum, say: any direction will do
+            for w, g in used:
+                g.copy_(normal(w.name, w.parameter, self._seed, step))
+            norm = length(gradients, weights)
+        if not math.isfinite(norm):
+            raise InputError(
+                f"the gradient of the loss has norm {norm} where the loss is finite: no ascent from there"
+            )
+        for w, g in used:
+            g.mul_(rho / (norm + NORM_EPSILON)).add_((w.moved - w.home).div_(self._t(w)))
+        shrink = min(1.0, rho / (length(gradients, weights) + NORM_EPSILON))
+        for w, g in used:
+            w.put(g.mul_(shrink).mul_(self._t(w)))
+
+    def _mean_over_draws(self, sigma: float) -> float:
+        total = 0.0
+        for draw in range(self._steps):
+            for w in self._weights:
+                w.put(normal(w.name, w.parameter, self._seed, draw).mul_(self._t(w)).mul_(sigma))
+            total += _or_infinite(self._loss.value())
+        return total / self._steps
+
+    def _t(self, weight: Weight) -> Tensor | float:
+        """T of one tensor. Where w and eta are zero, the smallest number instead: u is zero there, and 0/0 is not."""
+        if weight.name not in self._scaled:
+            return 1.0
+        dtype = accumulation_dtype(weight.home.dtype)
+        return weight.home.to(dtype).abs().add_(self._eta).clamp_(min=torch.finfo(dtype).tiny)
+
+    def _go_home(self) -> None:
+        for w in self._weights:
+            w.put_home()
+
+
+KINDS = {"worst": _Around.worst, "average": _Around.average, "one_step": _Around.one_step}
+
+
+def _or_infinite(loss: float) -> float:
+    return math.inf if math.isnan(loss) else loss

@@ -1,0 +1,117 @@
+"""`FlatnessCallback`: sharpness and robustness to noisy weights, measured while a Trainer trains."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import datasets
+import torch.distributed as dist
+from transformers import Trainer, TrainerCallback
+
+from ..config import InputError
+from ..measures import sharpness, weight_noise
+
+
+def measured_batches(trainer: Trainer, dataset: Any = None, max_examples: int | None = None) -> list[Any]:
+    """The batches of a dataset that the measures of this process read.
+
+    In several processes each has every n-th batch. Unlike those of the Trainer's own data loader, which fills up the
+    last ones, all of them together hold each example once: N processes measure what one does.
+
+    Args:
+        trainer: gives the collator and the size of a batch.
+        dataset: indexable. Default: the evaluation dataset.
+        max_examples: the first so many. Default: all.
+
+    Raises:
+        InputError: there is no dataset, or it cannot be indexed.
+    """
+    dataset = trainer.eval_dataset if dataset is None else dataset
+    if dataset is None or not hasattr(dataset, "__len__"):
+        raise InputError(f"dataset={dataset!r} is not allowed: an indexable dataset is needed to measure on")
+    if isinstance(dataset, datasets.Dataset):
+        dataset = trainer._remove_unused_columns(dataset, description="evaluation")
+    number = len(dataset) if max_examples is None else min(len(dataset), max_examples)
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    size = trainer.args.eval_batch_size
+    starts = range(rank * size, number, world * size)
+    return [trainer.data_collator([dataset[i] for i in range(s, min(s + size, number))]) for s in starts]
+
+
+def rated_by(trainer: Trainer, dataset: Any, metric: str) -> Any:
+    """A function of a model that gives its metric on a dataset, as `Trainer.predict` computes it."""
+
+    def evaluate(model: Any) -> float:
+        return trainer.predict(dataset, metric_key_prefix="flat").metrics[f"flat_{metric}"]  # pyright: ignore
+
+    return evaluate
+
+
+class FlatnessCallback(TrainerCallback):
+    """Measures the slow weights on the validation set every n epochs, and logs what it finds.
+
+    Logged are `flatness_sharpness_<rho>`, the rise of the loss within the radius rho, and `flatness_noise_<sigma>`,
+    the mean of a metric under weight noise. The training goes on as it would have without: weights, buffers,
+    gradients, modes and random states are put back bit for bit.
+
+    Args:
+        trainer: that the callback is added to: `trainer.add_callback(FlatnessCallback(trainer, rhos=[0.05]))`.
+        rhos: radii of `hf_lookbehind.measures.sharpness`.
+        sigmas: noise levels of `hf_lookbehind.measures.weight_noise`.
+        every: epochs between two measurements.
+        metric: that of the evaluation that noise is rated by, without `eval_`.
+        max_examples: of the validation set to measure the sharpness on.
+        draws: of the noise, per level.
+        sharpness_settings: further arguments of `sharpness`, such as `kind` and `steps`.
+
+    Raises:
+        InputError: there is no validation set, or nothing to measure.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        *,
+        rhos: Sequence[float] = (),
+        sigmas: Sequence[float] = (),
+        every: int = 1,
+        metric: str = "loss",
+        max_examples: int | None = 512,
+        draws: int = 5,
+        **sharpness_settings: Any,
+    ) -> None:
+        if not rhos and not sigmas:
+            raise InputError("rhos=() and sigmas=() leave nothing to measure: give one of them")
+        if every < 1:
+            raise InputError(f"every={every} is not allowed: 1 or more epochs")
+        if trainer.eval_dataset is None:
+            raise InputError("FlatnessCallback needs the Trainer's eval_dataset, to measure on")
+        self.trainer, self.rhos, self.sigmas, self.every = trainer, rhos, sigmas, every
+        self.metric, self.max_examples, self.draws = metric, max_examples, draws
+        self.sharpness_settings = sharpness_settings
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if round(state.epoch or 0) % self.every == 0:
+            self.trainer.log(self.measure())
+
+    def measure(self) -> dict[str, float]:
+        """What is logged, for the weights that the model has now; all processes call it."""
+        trainer, found = self.trainer, {}
+        model: Any = trainer.accelerator.unwrap_model(trainer.model)
+        if self.rhos:
+            batches = [trainer._prepare_inputs(batch) for batch in measured_batches(trainer, None, self.max_examples)]
+            measured = sharpness(model, batches, self.rhos, loss_fn=_loss_of(trainer), **self.sharpness_settings)
+            found |= {f"flatness_sharpness_{rho:g}": rise for rho, rise in measured.items()}
+        if self.sigmas:
+            evaluate = rated_by(trainer, trainer.eval_dataset, self.metric)
+            records = weight_noise(model, evaluate, self.sigmas, draws=self.draws)
+            found |= {f"flatness_noise_{record['sigma']:g}": record["mean"] for record in records}
+        return found
+
+
+def _loss_of(trainer: Trainer) -> Any:
+    """The loss that the Trainer trains with, as the measures want it."""
+
+    def loss(model: Any, batch: Any) -> Any:
+        return trainer.compute_loss(model, dict(batch))  # a copy, because compute_loss may pop labels
+
+    return loss

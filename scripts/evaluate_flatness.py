@@ -1,0 +1,278 @@
+"""Measure how flat and how robust to noisy weights trained models are: one, or several side by side.
+
+Models come first, folders or Hub ids; then what is measured; then the flags that say which data. These are the flags
+of the program that trains such models (image-classification, text-classification, clm, seq2seq; the first model's
+config tells which):
+
+    hf-lookbehind flatness runs/adamw runs/lookbehind --sigma 0.1 0.2 0.3 --rho 0.02 0.05 \\
+        --dataset_name digits --train_split "train[:1000]" --test_split "train[1256:]" --output_dir runs/flatness
+
+Measured on the test split if the flags name one, else on the validation split: the metric as it is, its mean over
+draws of weight noise for each --sigma, the rise of the loss within each --rho, the largest eigenvalues of the Hessian
+(--hessian N). A table is printed; flatness.json, flatness.csv and flatness.png go to --output_dir.
+"""
+
+import argparse
+import csv
+import importlib
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from transformers import PreTrainedModel, set_seed
+
+from hf_lookbehind import InputError, LookbehindConfig
+from hf_lookbehind.finetune.arguments import ModelArguments, is_lower_better
+from hf_lookbehind.finetune.models import load_config
+from hf_lookbehind.finetune.paths import check_folder_to_write
+from hf_lookbehind.finetune.program import RunStatus, is_main_process, no_empty_folder, quiet_libraries, run_program
+from hf_lookbehind.measures import hessian_eigenvalues, sharpness, weight_noise
+from hf_lookbehind.measures.arguments import check_choice, check_numbers
+from hf_lookbehind.measures.sharpness import KINDS as SHARPNESS_KINDS
+from hf_lookbehind.measures.weight_noise import KINDS as NOISE_KINDS
+from hf_lookbehind.report import format_plus_minus, format_table, plot_accuracy_against_noise
+from hf_lookbehind.scripts.__main__ import module_name
+from hf_lookbehind.trainer.flatness import measured_batches, rated_by
+
+# Which program trains a model, by what the name of its class ends with.
+PROGRAMS = {
+    "ForImageClassification": "image-classification",
+    "ForSequenceClassification": "text-classification",
+    "LMHeadModel": "clm",
+    "ForCausalLM": "clm",
+    "ForConditionalGeneration": "seq2seq",
+}
+PLAIN = LookbehindConfig(k=0)
+JSON_NAME, CSV_NAME, PLOT_NAME = "flatness.json", "flatness.csv", "flatness.png"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(message)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="%(prog)s MODEL [MODEL ...] [--sigma ...] [--rho ...] [--hessian N] --dataset_name ... --flag value ...",
+    )
+    add = parser.add_argument
+    add("--sigma", type=float, nargs="+", default=[], help="Levels of weight noise.")
+    add("--noise_kind", default="multiplicative", help="'multiplicative' (default): w (1 + sigma z), or 'additive'.")
+    add("--draws", type=int, default=10, help="Draws of the noise, for each level. Default: 10.")
+    add("--rho", type=float, nargs="+", default=[], help="Radii within which the rise of the loss is measured.")
+    add("--sharpness_kind", default="worst", help="'worst' (default), 'average' or 'one_step' (m-sharpness).")
+    add("--sharpness_steps", type=int, default=10, help="Ascent steps, or draws for 'average'. Default: 10.")
+    add("--adaptive", action="store_true", help="Radii are scaled by the weights, as in ASAM.")
+    add("--hessian", type=int, default=0, metavar="N", help="The N largest eigenvalues. Default: 0, none.")
+    add("--max_examples", type=int, default=512, help="Of the split, for sharpness and Hessian. Default: 512.")
+    add("--measure_seed", type=int, default=0, help="Seed of all draws. Default: 0.")
+    add("--output_dir", default="runs/flatness", help="Folder of the results. Default: runs/flatness.")
+    return parser
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to be measured, and its data.
+
+    Attributes:
+        name: for the reader; no path of this machine.
+        trainer: holds the model; trains nothing.
+        data: the split.
+        metric: that rates the model, without a prefix.
+    """
+
+    name: str
+    trainer: Any
+    data: Any
+    metric: str
+
+    @property
+    def model(self) -> PreTrainedModel:
+        return self.trainer.model
+
+
+def parse(argv: Sequence[str] | None) -> tuple[list[str], argparse.Namespace, list[str]]:
+    """Models, what is measured, and the flags of the program.
+
+    Raises:
+        InputError: there is no model, or nothing to measure.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    first = next((i for i, word in enumerate(argv) if word.startswith("-")), len(argv))
+    args, rest = make_parser().parse_known_args(argv[first:])
+    if first == 0:
+        raise InputError("no model is given: folders or ids of models come first, then the flags")
+    if not (args.sigma or args.rho or args.hessian):
+        raise InputError("nothing is to be measured: give --sigma, --rho or --hessian")
+    for name in ("draws", "sharpness_steps", "max_examples"):
+        if getattr(args, name) < 1:
+            raise InputError(f"--{name} {getattr(args, name)} is not allowed: 1 or more")
+    check_numbers("--sigma", args.sigma or [0], of="noise levels", least=0)
+    check_numbers("--rho", args.rho or [0], of="radii", least=0)
+    check_choice("--noise_kind", args.noise_kind, NOISE_KINDS)
+    check_choice("--sharpness_kind", args.sharpness_kind, SHARPNESS_KINDS)
+    if args.hessian < 0:
+        raise InputError(f"--hessian {args.hessian} is not allowed: 0 or more")
+    check_folder_to_write("--output_dir", args.output_dir)
+    return argv[:first], args, rest
+
+
+def program_for(model: str) -> Any:
+    """The program that trains such models.
+
+    Raises:
+        InputError: the model cannot be read, or is of a kind that no program trains.
+    """
+    arguments = ModelArguments(model_name_or_path=model)
+    arguments.check_files()
+    config = load_config(arguments)
+    architectures = (config and config.architectures) or []
+    for ending, program in PROGRAMS.items():
+        if any(name.endswith(ending) for name in architectures):
+            return importlib.import_module(module_name(program)).PROGRAM
+    raise InputError(
+        f"{model!r} is {' or '.join(architectures) or 'of no known kind'}: one of {', '.join(PROGRAMS)} is needed"
+    )
+
+
+def load(names: Sequence[str], args: argparse.Namespace, rest: Sequence[str]) -> list[Subject]:
+    """All models, each with the data as its own processor or tokenizer prepares them."""
+    program, subjects = program_for(names[0]), []
+    labels = [Path(name).name for name in names]
+    for i, name in enumerate(names):
+        flags = [
+            *rest,
+            f"--model_name_or_path={name}",
+            f"--output_dir={args.output_dir}",
+            "--report_to=none",
+            "--disable_tqdm=1",
+        ]
+        parsed = program.make_parser().parse(flags)
+        task = program.prepare(parsed)
+        data = task.datasets.get("test", task.datasets.get("validation"))
+        if data is None:
+            raise InputError("there is nothing to measure on: --train_val_split 0, and no --test_split")
+        set_seed(parsed.training.seed)
+        trainer = task.make_trainer(task.make_model(parsed.training.seed, parsed.model), parsed.training, PLAIN)
+        # of one name, the second says which it is
+        label = labels[i] if labels.count(labels[i]) == 1 else f"{labels[i]} ({i + 1})"
+        subjects.append(Subject(label, trainer, data, next(iter(task.metrics.keys), "loss")))
+    return subjects
+
+
+def measure(subject: Subject, args: argparse.Namespace) -> dict[str, Any]:
+    """All that is asked for, as plain data. All processes call it, and get the same."""
+    trainer, model = subject.trainer, subject.model.to(subject.trainer.args.device)
+    clean = trainer.predict(subject.data, metric_key_prefix="flat").metrics
+    record: dict[str, Any] = {
+        "model": subject.name,
+        "metric": subject.metric,
+        "examples": len(subject.data),
+        "value": clean[f"flat_{subject.metric}"],
+        "loss": clean["flat_loss"],
+    }
+    if args.sigma:
+        record["weight_noise"] = weight_noise(
+            model,
+            rated_by(trainer, subject.data, subject.metric),
+            args.sigma,
+            kind=args.noise_kind,
+            draws=args.draws,
+            seed=args.measure_seed,
+            greater_is_better=not is_lower_better(subject.metric),
+        )
+    batches = measured_batches(trainer, subject.data, args.max_examples) if args.rho or args.hessian else []
+    if args.rho:
+        kind = {"kind": args.sharpness_kind, "steps": args.sharpness_steps, "adaptive": args.adaptive}
+        found = sharpness(model, batches, args.rho, seed=args.measure_seed, **kind)
+        record["sharpness"] = [{"rho": rho, "rise": rise} for rho, rise in found.items()]
+    if args.hessian:
+        record["hessian_eigenvalues"] = hessian_eigenvalues(model, batches, args.hessian, seed=args.measure_seed)
+    return record
+
+
+def results_table(records: Sequence[dict[str, Any]]) -> str:
+    """A row per model."""
+    rows = []
+    for record in records:
+        row: dict[str, Any] = {"model": record["model"], record["metric"]: f"{record['value']:.4g}"}
+        for noise in record.get("weight_noise", ()):
+            row[f"noise {noise['sigma']:g}"] = format_plus_minus(noise["mean"], noise["sd"], digits=3)
+        for point in record.get("sharpness", ()):
+            row[f"rise at rho {point['rho']:g}"] = f"{point['rise']:.3g}"
+        for i, value in enumerate(record.get("hessian_eigenvalues", ()), 1):
+            row[f"eigenvalue {i}"] = f"{value:.4g}"
+        rows.append(row)
+    return format_table(rows)
+
+
+def save(records: Sequence[dict[str, Any]], settings: dict[str, Any], folder: Path) -> None:
+    """The results as JSON, as a table with a row per number, and as a picture where there is noise to draw."""
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {"settings": settings, "models": list(records)}
+    (folder / JSON_NAME).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    with (folder / CSV_NAME).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["model", "measure", "at", "value", "sd"])
+        for record in records:
+            name = record["model"]
+            writer.writerow([name, record["metric"], "", record["value"], ""])
+            writer.writerows(
+                [name, record["metric"], f"sigma={noise['sigma']:g}", noise["mean"], noise["sd"]]
+                for noise in record.get("weight_noise", ())
+            )
+            writer.writerows(
+                [name, "sharpness", f"rho={point['rho']:g}", point["rise"], ""]
+                for point in record.get("sharpness", ())
+            )
+            writer.writerows(
+                [name, "hessian_eigenvalue", i, value, ""]
+                for i, value in enumerate(record.get("hessian_eigenvalues", ()), 1)
+            )
+    if settings["sigma"]:
+        curves = {}
+        for record in records:
+            noise = record["weight_noise"]
+            points = [(0.0, record["value"], 0.0), *((n["sigma"], n["mean"], n["sd"]) for n in noise if n["sigma"])]
+            curves[record["model"]] = tuple(zip(*points, strict=True))
+        plot_accuracy_against_noise(
+            curves,
+            folder / PLOT_NAME,
+            xlabel=rf"{settings['noise_kind']} weight noise $\sigma$",
+            ylabel=records[0]["metric"],
+        )
+
+
+def evaluate(argv: Sequence[str] | None = None, status: RunStatus | None = None) -> list[dict[str, Any]]:
+    """Measure as the flags say; returns a record per model.
+
+    Raises:
+        InputError: the input cannot be used; nothing has been written.
+    """
+    with quiet_libraries():
+        names, args, rest = parse(argv)
+        with no_empty_folder(Path(args.output_dir)):
+            subjects = load(names, args, rest)
+        if status is not None:
+            status.output_dir = Path(args.output_dir)
+            status.start()
+        records = [measure(subject, args) for subject in subjects]
+    if is_main_process():
+        settings = {name: value for name, value in vars(args).items() if name != "output_dir"}
+        save(records, settings, Path(args.output_dir))
+    return records
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`evaluate`, a table, and an exit code (see `run_program`)."""
+    return run_program(lambda status: evaluate(argv, status), lambda records: print(f"\n{results_table(records)}"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

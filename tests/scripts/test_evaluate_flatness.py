@@ -1,0 +1,117 @@
+"""The program that measures trained models, from flags to a table."""
+
+import csv
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForImageClassification
+
+from hf_lookbehind.measures import hessian_eigenvalues, sharpness, weight_noise
+from hf_lookbehind.scripts.evaluate_flatness import main
+from hf_lookbehind.scripts.run_image_classification import main as train
+from hf_lookbehind.scripts.run_image_classification import make_parser, prepare
+from tests.processes import run_group
+
+TINY = "hidden_size=16,num_hidden_layers=1,num_attention_heads=2,intermediate_size=16"
+DATA = ["--dataset_name", "digits", "--train_split", "train[:64]", "--test_split", "train[64:90]"]
+WHAT = ["--sigma", "0.2", "0.4", "--draws", "3", "--rho", "0.05", "--sharpness_steps", "2", "--hessian", "1"]
+
+
+@pytest.fixture(autouse=True)
+def caches(monkeypatch, tmp_path):
+    monkeypatch.setattr("evaluate.config.HF_METRICS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Two tiny models, as the program saves them."""
+    root = tmp_path_factory.mktemp("models")
+    for k in ("0", "2"):
+        flags = ["--config_overrides", TINY, "--max_steps", "4", "--save_strategy", "no", "--disable_tqdm", "true"]
+        flags += ["--learning_rate", "1e-2", "--augmentation", "none", "--k", k]
+        assert train([*DATA, *flags, "--output_dir", str(root / f"k{k}")]) == 0
+    return root
+
+
+def test_the_results_are_those_of_the_measures(models, tmp_path, capsys):
+    out = tmp_path / "out"
+    folders = [str(models / name) for name in ("k0", "k2")]
+    assert main([*folders, *WHAT, *DATA, "--output_dir", str(out)]) == 0
+    table = capsys.readouterr().out
+    assert "| noise 0.4 " in table and "| rise at rho 0.05 " in table and str(models) not in table
+
+    found = json.loads((out / "flatness.json").read_text())
+    assert str(models) not in json.dumps(found) and [record["model"] for record in found["models"]] == ["k0", "k2"]
+    test = prepare(make_parser().parse([*DATA, "--model_name_or_path", folders[1], "--output_dir", "x"])).datasets[
+        "test"
+    ]
+    batch = {"pixel_values": test.pixels, "labels": test.labels}
+    model, record = AutoModelForImageClassification.from_pretrained(folders[1]), found["models"][1]
+
+    def accuracy(model):
+        with torch.no_grad():
+            return (model(test.pixels).logits.argmax(-1) == test.labels).double().mean()
+
+    assert record["value"] == pytest.approx(float(accuracy(model.eval()))) and record["examples"] == 26
+    for ours, expected in zip(record["weight_noise"], weight_noise(model, accuracy, [0.2, 0.4], draws=3), strict=True):
+        assert ours["values"] == pytest.approx(expected["values"])
+    assert record["sharpness"] == [
+        {"rho": 0.05, "rise": pytest.approx(sharpness(model, [batch], [0.05], steps=2)[0.05], rel=1e-4)}
+    ]
+    assert record["hessian_eigenvalues"] == pytest.approx(hessian_eigenvalues(model, [batch]), rel=1e-3)
+    with (out / "flatness.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2 * 5 and {"model": "k2", "measure": "accuracy", "at": "sigma=0.4"}.items() <= rows[7].items()
+    assert (out / "flatness.png").read_bytes()[:4] == b"\x89PNG"
+    assert json.loads((out / "run_status.json").read_text())["exit_code"] == 0
+    assert not (out / "unused").exists()
+
+
+def test_two_processes_find_what_one_does(models, tmp_path):
+    what = [*WHAT[:-2], "--per_device_eval_batch_size", "4"]
+    flags = [str(models / "k2"), *what, *DATA]
+    assert main([*flags, "--output_dir", str(tmp_path / "one")]) == 0
+    assert run_group(main, [*flags, "--output_dir", str(tmp_path / "two")]) == [0, 0]
+    one, two = (json.loads((tmp_path / name / "flatness.json").read_text())["models"][0] for name in ("one", "two"))
+    assert two["value"] == one["value"]
+    assert [n["values"] for n in two["weight_noise"]] == [n["values"] for n in one["weight_noise"]]
+    assert two["sharpness"][0]["rise"] == pytest.approx(one["sharpness"][0]["rise"], rel=1e-4)
+
+
+BAD_INPUT = {
+    "no model": (lambda root: WHAT, "no model is given"),
+    "nothing to measure": (lambda root: [str(root / "k0"), *DATA], "nothing is to be measured"),
+    "missing model": (lambda root: [str(root / "k9"), *WHAT, *DATA], "there is no such model folder"),
+    "negative sigma": (lambda root: [str(root / "k0"), *DATA, "--sigma", "-1"], "--sigma"),
+    "kind of noise": (lambda root: [str(root / "k0"), *DATA, "--sigma", "1", "--noise_kind", "x"], "--noise_kind='x'"),
+    "kind of sharpness": (
+        lambda root: [str(root / "k0"), *DATA, "--rho", "1", "--sharpness_kind", "x"],
+        "--sharpness_kind='x'",
+    ),
+    "no draws": (lambda root: [str(root / "k0"), *WHAT, *DATA, "--draws", "0"], "--draws 0 is not allowed"),
+    "no data": (lambda root: [str(root / "k0"), *WHAT], "one of --dataset_name and --train_dir is needed"),
+    "unknown flag": (lambda root: [str(root / "k0"), *WHAT, *DATA, "--sigmas", "1"], "unknown flag --sigmas"),
+    "no number": (lambda root: [str(root / "k0"), *DATA, "--rho", "x"], "--rho: invalid float value"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_is_one_line_and_nothing_is_written(case, models, tmp_path, capfd):
+    make, message = BAD_INPUT[case]
+    assert main([*make(models), "--output_dir", str(tmp_path / "runs" / "out")]) == 2
+    printed = capfd.readouterr().err
+    assert printed.startswith("error: ") and printed.count("\n") == 1 and message in printed, printed
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_model_of_another_kind_is_refused(models, tmp_path, capfd):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    content = json.loads((models / "k0" / "config.json").read_text()) | {"architectures": ["ViTModel"]}
+    (folder / "config.json").write_text(json.dumps(content))
+    (folder / "model.safetensors").touch()
+    assert main([str(folder), *WHAT, *DATA, "--output_dir", str(tmp_path / "out")]) == 2
+    assert "is ViTModel: one of ForImageClassification" in capfd.readouterr().err
