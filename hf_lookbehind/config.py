@@ -184,6 +184,20 @@ class LookbehindConfig:
             alpha = 1.0 if self.descent == "last" else 1 / self.k
         return replace(self, rho=DEFAULT_RHO[self.ascent] if self.rho is None else self.rho, alpha=alpha)
 
+    def gradient_passes(self, steps: int) -> float:
+        """Gradients of the whole window that so many optimizer steps take: the cost, in forwards and backwards.
+
+        k+1 per iteration, k + f with `ascent_fraction=f`; one per plain step between those of `ascent_every`.
+
+        Example:
+            >>> LookbehindConfig(k=5).gradient_passes(10), LookbehindConfig(k=1, ascent_every=4).gradient_passes(10)
+            (60, 13)
+        """
+        if self.k == 0:
+            return steps
+        full = math.ceil(steps / self.ascent_every)
+        return full * (self.k + self.ascent_fraction) + (steps - full)
+
     def differences(self, other: "LookbehindConfig") -> list[str]:
         """Names of the fields in which two configs, resolved, differ."""
         mine, theirs = self.resolved(), other.resolved()

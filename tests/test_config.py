@@ -86,3 +86,18 @@ def test_unknown_json_keys_are_named():
 def test_differences_compare_what_defaults_stand_for():
     assert LookbehindConfig(k=2).differences(LookbehindConfig(k=2, alpha=0.5)) == []
     assert LookbehindConfig(k=2).differences(LookbehindConfig(k=4)) == ["k", "alpha"]
+
+
+@pytest.mark.parametrize(
+    "settings, passes",
+    [
+        (dict(k=0, ascent_every=3), 10),
+        (dict(k=5), 60),
+        (dict(k=3, descent="last"), 40),
+        (dict(k=1, ascent_fraction=0.125), 11.25),
+        (dict(k=2, ascent_every=3), 4 * 3 + 6),
+        (dict(k=2, ascent_every=3, ascent_fraction=0.5), 4 * 2.5 + 6),
+    ],
+)
+def test_the_cost_of_ten_steps(settings, passes):
+    assert LookbehindConfig(**settings).gradient_passes(10) == passes

@@ -74,6 +74,49 @@ def plot_search(curves: Mapping[str, Curve], path: str | Path, *, xlabel: str, y
     return _save(figure, axes, path, xlabel, ylabel)
 
 
+def plot_training(log: Sequence[Mapping[str, float]], path: str | Path) -> Path | None:
+    """Draw how a training went: the losses, and whatever else was logged of sharpness, alpha, rho and learning rate.
+
+    Args:
+        log: a Trainer's `state.log_history`.
+        path: the PNG file to write; its folder must exist.
+
+    Returns:
+        The path; None, and no file, where the training loss was logged less than twice: there is no curve to see.
+    """
+    logged = [entry for entry in log if "loss" in entry]
+    if len(logged) < 2:
+        return None
+    shown = [name for name in ("sharpness", "alpha", "rho", "learning_rate") if any(name in entry for entry in logged)]
+    figure = Figure(figsize=(6.4, 1.4 * (len(shown) + 2)), layout="constrained")
+    panels = figure.subplots(len(shown) + 1, sharex=True, height_ratios=[2] + [1] * len(shown), squeeze=False)[:, 0]
+    above = [{**entry, "above": entry["loss"] + entry["sharpness"]} for entry in logged if "sharpness" in entry]
+    _draw_log(panels[0], logged, "loss", 0, "training")
+    _draw_log(panels[0], above, "above", 1, "at the last ascent point")
+    _draw_log(panels[0], log, "eval_loss", 2, "validation")
+    panels[0].set_ylabel("loss")
+    panels[0].legend(frameon=False, fontsize=9)
+    for axes, name in zip(panels[1:], shown, strict=True):
+        _draw_log(axes, logged, name, 0)
+        axes.set_ylabel(name.replace("_", " "))
+    panels[-1].set_xlabel("step")
+    for axes in panels:
+        axes.grid(axis="y", color="0.9")
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.align_ylabels()
+    figure.savefig(path, dpi=150, format="png")
+    return Path(path)
+
+
+def _draw_log(axes: Axes, entries: Sequence[Mapping[str, float]], name: str, number: int, label: str = "") -> None:
+    points = [(entry["step"], entry[name]) for entry in entries if name in entry]
+    if points:
+        steps, values = zip(*points, strict=True)
+        colour, line = COLOURS[(0, 3, 1)[number]], ("-", "-.", "--")[number]
+        axes.plot(steps, values, label=label or None, color=colour, linestyle=line, marker="." if label else None)
+
+
 def _axes(curves: int) -> tuple[Figure, Axes]:
     if not 0 < curves <= len(COLOURS):
         raise ValueError(f"{curves} curves cannot be drawn: 1 to {len(COLOURS)} can")

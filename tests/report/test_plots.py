@@ -5,7 +5,7 @@ import sys
 import pytest
 from PIL import Image
 
-from hf_lookbehind.report import plot_accuracy_against_noise
+from hf_lookbehind.report import plot_accuracy_against_noise, plot_search, plot_training
 
 CURVE = ([0.0, 0.2, 0.4], [80.0, 70.0, 40.0], [1.0, 2.0, 5.0])
 
@@ -29,3 +29,27 @@ def test_more_curves_than_can_be_told_apart_are_refused(tmp_path, number):
     with pytest.raises(ValueError, match="cannot be drawn"):
         plot_accuracy_against_noise({str(i): CURVE for i in range(number)}, tmp_path / "noise.png")
     assert not list(tmp_path.iterdir())
+
+
+def entries(n=5, **more):
+    return [{"step": i, "loss": 2.0 / (i + 1), "learning_rate": 0.1, **more} for i in range(n)]
+
+
+def test_a_training_is_drawn_with_what_was_logged(tmp_path):
+    plain = plot_training(entries(), tmp_path / "plain.png")
+    full = plot_training(
+        [*entries(sharpness=0.1, alpha=0.5, rho=0.02), {"step": 4, "eval_loss": 1.0}], tmp_path / "full.png"
+    )
+    heights = [Image.open(path).size[1] for path in (plain, full)]
+    assert heights[1] > 1.5 * heights[0]  # a panel for each
+
+
+@pytest.mark.parametrize("log", [[], entries(1), [{"step": 1, "eval_loss": 1.0}] * 3])
+def test_without_a_curve_there_is_no_picture(log, tmp_path):
+    assert plot_training(log, tmp_path / "none.png") is None and not list(tmp_path.iterdir())
+
+
+def test_a_search_is_drawn_in_the_order_of_its_values(tmp_path):
+    path = plot_search({"a": ([0.1, 0.0, 0.01], [3, 1, 2], [0, 0, 0])}, tmp_path / "s.png", xlabel="x", ylabel="y")
+    other = plot_search({"a": ([0.0, 0.01, 0.1], [1, 2, 3], [0, 0, 0])}, tmp_path / "o.png", xlabel="x", ylabel="y")
+    assert path.read_bytes() == other.read_bytes()
