@@ -179,6 +179,7 @@ def prepare(args: Arguments) -> Task:
     some = next(iter(splits.values()))
     image_column = data.find_column(some, args.data.image_column_name, IMAGE_COLUMNS, "image_column_name")
     label_column = data.find_column(some, args.data.label_column_name, LABEL_COLUMNS, "label_column_name")
+    data.check_columns(splits, [image_column, label_column])
     seed = training.seed if training.data_seed is None else training.data_seed
     strata = partial(labels.classes_that_occur, column=label_column)
     parts = data.choose_parts(args.data, splits, seed=seed, test=training.do_predict, strata=strata)

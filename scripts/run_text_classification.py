@@ -173,6 +173,7 @@ def prepare(args: Arguments) -> Task:
     some = next(iter(splits.values()))
     columns = find_text_columns(args.data, some)
     column = data.find_column(some, args.data.label_column_name, LABEL_COLUMNS, "label_column_name")
+    data.check_columns(splits, [*columns, column])
     problem = find_problem(args.data, some, column)
     seed = training.seed if training.data_seed is None else training.data_seed
     strata = partial(labels.classes_that_occur, column=column) if problem == ONE_LABEL else None

@@ -4,6 +4,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from ..config import InputError
 from .program import one_line
@@ -56,6 +57,8 @@ def with_adapters(model: PreTrainedModel, args: Any, task_type: str) -> Any:
         lora_alpha=args.lora_alpha,
         lora_dropout=args.lora_dropout,
         target_modules=targets,
+        # GPT-2's layers hold their weights transposed
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
     try:
         return get_peft_model(model, config)

@@ -116,6 +116,19 @@ def find_column(dataset: Dataset, given: str | None, candidates: Sequence[str], 
     raise InputError(f"--{flag} {problem}; the dataset's columns are {', '.join(dataset.column_names)}")
 
 
+def check_columns(splits: Mapping[str, Dataset], columns: Sequence[str]) -> None:
+    """Refuse a split without a column that another has.
+
+    Raises:
+        InputError: names both, and the columns that there are.
+    """
+    for split, dataset in splits.items():
+        for name in columns:
+            if name not in dataset.column_names:
+                has = ", ".join(dataset.column_names)
+                raise InputError(f"the split {split!r} has no column {name!r}; its columns are {has}")
+
+
 def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Positions to train on and positions to validate on, with about the same share of every class in both."""
     generator = np.random.default_rng(seed)

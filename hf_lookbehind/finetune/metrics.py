@@ -9,8 +9,10 @@ from typing import Any
 import datasets
 import evaluate
 import numpy as np
+import torch
 from scipy import stats
 from sklearn import metrics as sklearn_metrics
+from torch.nn.functional import cross_entropy
 from transformers import EvalPrediction
 
 from ..config import InputError
@@ -256,32 +258,36 @@ def of_texts(names: Sequence[str]) -> tuple[Score, list[str]]:
 
 
 def of_tokens(names: Sequence[str]) -> Metrics:
-    """Of a causal language model: its perplexity, exp of the mean loss, and what rates its most likely next tokens.
+    """Of a causal language model: perplexity, exp of the mean loss of a token, and what rates its likeliest tokens.
 
-    The Trainer must hand the losses on: `include_for_metrics=["loss"]`.
+    Every token counts once, also where several processes fill up their last batch, in which the Trainer's own mean
+    repeats some; and there is no label smoothing in it.
 
     Args:
         names: `perplexity`, first or alone; beside it `accuracy` or what else rates classes.
     """
     others = [name for name in names if name != "perplexity"]
-    score, keys = (lambda predictions, references: {}), []
-    if others:
-        classes = of_classes(others, num_classes=3)
-        keys = list(classes.keys)
-        score = lambda predictions, references: classes(EvalPrediction(predictions, references))  # noqa: E731
+    classes = of_classes(others, num_classes=3) if others else None
+
+    def reduce(logits: Any, labels: Any) -> Any:
+        """The loss of each example, summed over its tokens, and its likeliest tokens if they are rated."""
+        logits = _first(logits)
+        # one by one: in float32, the logits of a whole batch are as much as all that the model holds
+        pairs = zip(logits, labels, strict=True)
+        losses = torch.stack([cross_entropy(row[:-1].float(), ids[1:], reduction="sum") for row, ids in pairs])
+        return losses if classes is None else (losses, _highest(logits, labels))
 
     def compute(given: EvalPrediction) -> dict[str, float]:
-        if given.losses is None:
-            raise ValueError("perplexity needs the losses: include_for_metrics=['loss']")
-        mean = float(np.mean(given.losses))
+        reduced: Any = given.predictions
+        losses, likeliest = (reduced, None) if classes is None else reduced
+        # what stands at one place predicts the next
+        labels = np.asarray(given.label_ids)[:, 1:]
+        counted = labels != -100
+        mean = float(np.sum(losses, dtype=np.float64) / counted.sum())
         found = {"perplexity": math.exp(mean) if mean < 700 else math.inf}
-        if others:
-            # the prediction at one place is that of the next token
-            labels, predictions = np.asarray(given.label_ids)[:, 1:], np.asarray(given.predictions)[:, :-1]
-            counted = labels != -100
-            found |= score(predictions[counted], labels[counted])
+        if classes is not None:
+            predictions = np.asarray(likeliest)[:, :-1]
+            found |= classes(EvalPrediction(predictions[counted], labels[counted]))
         return found
 
-    # without further metrics no predictions are needed, but the Trainer computes metrics only where there are some
-    reduce = _highest if others else lambda logits, labels: _first(logits)[:, 0, 0]
-    return Metrics(compute, ["perplexity", *keys], reduce)
+    return Metrics(compute, ["perplexity", *(classes.keys if classes is not None else ())], reduce)

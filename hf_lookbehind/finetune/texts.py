@@ -1,7 +1,7 @@
 """Texts: of a dataset or of files, a column at a time."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -131,12 +131,20 @@ def tokenize(part: Part, columns: Sequence[str], tokenizer: Any, max_length: int
     Raises:
         InputError: names a row that has no text.
     """
-    for column in columns:
-        texts_of(part, column)
-    rows = part.dataset.with_format(None).select_columns(list(columns)).select(part.rows)
 
     def encode(batch: dict[str, list[str]]) -> Any:
         return tokenizer(*(batch[column] for column in columns), truncation=True, max_length=max_length)
 
-    encoded = rows.map(encode, batched=True, remove_columns=list(columns), desc=f"tokenizing {part.name}")
-    return encoded.add_column("labels", labels.tolist())  # pyright: ignore[reportCallIssue]
+    return encode_texts(part, columns, encode).add_column("labels", labels.tolist())  # pyright: ignore[reportCallIssue]
+
+
+def encode_texts(part: Part, columns: Sequence[str], encode: Callable[[dict[str, list[str]]], Any]) -> Dataset:
+    """What `encode` makes of batches of rows, which hold the texts of the columns.
+
+    Raises:
+        InputError: names a row that has no text.
+    """
+    for column in columns:
+        texts_of(part, column)
+    rows = part.dataset.with_format(None).select_columns(list(columns)).select(part.rows)
+    return rows.map(encode, batched=True, remove_columns=list(columns), desc=f"tokenizing {part.name}")

@@ -163,6 +163,8 @@ def choose_length(flag: str, given: int | None, default: int, tokenizer: Any, co
     limit = longest_input(tokenizer, config)
     if given is None:
         return default if limit is None else min(default, limit)
+    if getattr(config.get_text_config(), "max_position_embeddings", None) is None:
+        limit = None  # relative positions: what the tokenizer tells is a habit
     if given < 1 or (limit is not None and given > limit):
         allowed = "1 or more" if limit is None else f"1 to {limit}, which the model can take"
         raise InputError(f"--{flag} {given} is not allowed: {allowed}")

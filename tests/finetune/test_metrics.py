@@ -64,12 +64,28 @@ def test_texts():
 
 
 def test_perplexity_and_the_next_token():
-    of = metrics.of_tokens(["perplexity", "accuracy"])
-    assert of.keys == ["perplexity", "accuracy"]
-    # what stands at one place predicts the next; -100 does not count
-    found = rated(of, [[7, 8, 9, 0]], [[5, 7, -100, 1]], losses=np.array([1.0, 3.0]))
-    assert found == {"perplexity": pytest.approx(math.exp(2)), "accuracy": 0.5}
-    assert rated(metrics.of_tokens(["perplexity"]), [0], [[5]], losses=np.array([1e4])) == {"perplexity": math.inf}
+    """What stands at one place predicts the next; -100 does not count."""
+    labels = torch.tensor([[2, 0, 1, -100], [0, 2, -100, -100]])
+    logits = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0))
+    counted = torch.stack([logits[0, 0], logits[0, 1], logits[1, 0]])
+    targets = torch.tensor([0, 1, 2])
+    perplexity = pytest.approx(torch.nn.functional.cross_entropy(counted, targets).exp().item())
+    for names in (["perplexity"], ["perplexity", "accuracy"], ["accuracy"]):
+        of = metrics.of_tokens(names)
+        assert of.keys == ["perplexity", *(["accuracy"] if "accuracy" in names else [])]
+        found = of(EvalPrediction(_as_arrays(of.preprocess_logits((logits, None), labels)), labels.numpy()))
+        expected = (counted.argmax(-1) == targets).float().mean().item()
+        assert found == dict(zip(of.keys, [perplexity, pytest.approx(expected)], strict=False))
+
+
+def _as_arrays(reduced):
+    return tuple(map(np.asarray, reduced)) if isinstance(reduced, tuple) else np.asarray(reduced)
+
+
+def test_a_perplexity_beyond_all_numbers_is_infinite():
+    of = metrics.of_tokens(["perplexity"])
+    for loss in (1e4, math.nan):
+        assert rated(of, [loss], [[5, 5]]) == {"perplexity": math.inf}
 
 
 def test_an_unreachable_metric_is_named():

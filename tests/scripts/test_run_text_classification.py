@@ -116,6 +116,10 @@ BAD_INPUT = {
         lambda tmp, model: [*on(tmp), str(table(tmp / "b.csv", text=lambda t, k: t, kind=lambda t, k: k))],
         "their columns differ",
     ),
+    "no text column to validate on": (
+        lambda tmp, model: [*on(tmp), "--validation_file", table(tmp / "v.csv", x=lambda t, k: t, label=lambda t, k: k)],
+        "the split 'validation' has no column 'text'; its columns are x, label",
+    ),
     "no text column": (
         lambda tmp, model: on(tmp, words=lambda t, k: t, label=lambda t, k: k),
         "columns are words",
