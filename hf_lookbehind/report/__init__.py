@@ -1,7 +1,7 @@
 """Plain data in; numbers, text and picture files out."""
 
-from .plots import plot_accuracy_against_noise, plot_search, plot_training
-from .statistics import mean_sd, paired_difference
+from .plots import plot_accuracy_against_noise, plot_against_cost, plot_forgetting, plot_search, plot_training
+from .statistics import mean_sd, paired_difference, paired_interval
 from .tables import format_plus_minus, format_table
 
 __all__ = [
@@ -9,7 +9,10 @@ __all__ = [
     "format_table",
     "mean_sd",
     "paired_difference",
+    "paired_interval",
     "plot_accuracy_against_noise",
+    "plot_against_cost",
+    "plot_forgetting",
     "plot_search",
     "plot_training",
 ]

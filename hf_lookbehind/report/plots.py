@@ -1,8 +1,10 @@
 """Plots as PNG files. Matplotlib's objects are used directly, without pyplot: no display, no global state."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -109,12 +111,88 @@ def plot_training(log: Sequence[Mapping[str, float]], path: str | Path) -> Path 
     return Path(path)
 
 
+def plot_forgetting(matrix: Sequence[Sequence[float | None]], tasks: Sequence[str], path: str | Path) -> Path:
+    """Draw the accuracies of a stream of tasks as a heat map, and beside it each task's since training on it.
+
+    Args:
+        matrix: `matrix[i][j]`, accuracy (0 to 1) on task j after training on task i; None is left white.
+        tasks: their names.
+        path: the PNG file to write; its folder must exist.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: the matrix is not square, or has another size than the names.
+    """
+    size = len(tasks)
+    if len(matrix) != size or any(len(row) != size for row in matrix):
+        raise ValueError(f"a square matrix of {size} tasks is needed")
+    figure = Figure(figsize=(5.2 + 0.8 * size, 2.4 + 0.36 * size), layout="constrained")
+    heat_map, curves = figure.subplots(1, 2)
+    values = [[math.nan if value is None else 100 * value for value in row] for row in matrix]
+    heat_map.imshow(values, cmap="viridis", vmin=0, vmax=100)
+    for i, row in enumerate(values):
+        for j, value in enumerate(row):
+            if not math.isnan(value):
+                heat_map.text(j, i, f"{value:.0f}", ha="center", va="center", color="k" if value > 60 else "w")
+    heat_map.set_xticks(range(size), tasks, rotation=45, ha="right")
+    heat_map.set_yticks(range(size), tasks)
+    heat_map.set_xlabel("accuracy on task (%)")
+    heat_map.set_ylabel("after training on task")
+    for j, name in enumerate(tasks):
+        curves.plot(
+            range(j, size),
+            [row[j] for row in values[j:]],
+            label=name,
+            color=colormaps["viridis"](0.9 * j / max(1, size - 1)),
+            marker=MARKERS[j % len(MARKERS)],
+            linestyle=LINES[j % len(LINES)],
+        )
+    curves.set_xticks(range(size), tasks, rotation=45, ha="right")
+    curves.set_ylim(-2, 102)
+    return _save(figure, curves, path, "after training on task", "accuracy (%)", legend="task")
+
+
 def _draw_log(axes: Axes, entries: Sequence[Mapping[str, float]], name: str, number: int, label: str = "") -> None:
     points = [(entry["step"], entry[name]) for entry in entries if name in entry]
     if points:
         steps, values = zip(*points, strict=True)
         colour, line = COLOURS[(0, 3, 1)[number]], ("-", "-.", "--")[number]
         axes.plot(steps, values, label=label or None, color=colour, linestyle=line, marker="." if label else None)
+
+
+def plot_against_cost(
+    curves: Mapping[str, Curve], path: str | Path, *, xlabel: str, ylabel: str, title: str = ""
+) -> Path:
+    """Draw a metric against what it cost, on a logarithmic axis: a line per method, a point per budget.
+
+    Args:
+        curves: by method, (costs, mean, sd), three sequences of one length; costs above 0, in any order.
+        path: the PNG file to write; its folder must exist.
+        xlabel, ylabel, title: text as given.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: there are no curves, or more than can be told apart (7).
+    """
+    figure, axes = _axes(len(curves))
+    for number, (label, curve) in enumerate(curves.items()):
+        costs, mean, sd = zip(*sorted(zip(*curve, strict=True)), strict=True)
+        # a small step aside: methods of one cost hide each other
+        aside = 1.02 ** (number - (len(curves) - 1) / 2)
+        _draw_curve(axes, number, label, ([cost * aside for cost in costs], mean, sd))
+    axes.set_xscale("log")
+    ticks: list[float] = []
+    for cost in sorted({cost for costs, _, _ in curves.values() for cost in costs}):
+        if not ticks or cost > 1.2 * ticks[-1]:  # closer ones could not be read
+            ticks.append(cost)
+    axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
+    axes.set_xticks([], minor=True)
+    axes.set_title(title, fontsize=11)
+    return _save(figure, axes, path, xlabel, ylabel)
 
 
 def _axes(curves: int) -> tuple[Figure, Axes]:
@@ -141,12 +219,14 @@ def _draw_curve(axes: Axes, number: int, label: str, curve: Curve) -> None:
     )
 
 
-def _save(figure: Figure, axes: Axes, path: str | Path, xlabel: str, ylabel: str) -> Path:
+def _save(
+    figure: Figure, axes: Axes, path: str | Path, xlabel: str, ylabel: str, legend: str = "mean, bars: 1 sd"
+) -> Path:
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     axes.grid(axis="y", color="0.9")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, title="mean, bars: 1 sd", title_fontsize=9, fontsize=9, alignment="left")
+    axes.legend(frameon=False, title=legend, title_fontsize=9, fontsize=9, alignment="left")
     figure.savefig(path, dpi=200, format="png")
     return Path(path)

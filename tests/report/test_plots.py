@@ -5,7 +5,7 @@ import sys
 import pytest
 from PIL import Image
 
-from hf_lookbehind.report import plot_accuracy_against_noise, plot_search, plot_training
+from hf_lookbehind.report import plot_accuracy_against_noise, plot_forgetting, plot_search, plot_training
 
 CURVE = ([0.0, 0.2, 0.4], [80.0, 70.0, 40.0], [1.0, 2.0, 5.0])
 
@@ -53,3 +53,15 @@ def test_a_search_is_drawn_in_the_order_of_its_values(tmp_path):
     path = plot_search({"a": ([0.1, 0.0, 0.01], [3, 1, 2], [0, 0, 0])}, tmp_path / "s.png", xlabel="x", ylabel="y")
     other = plot_search({"a": ([0.0, 0.01, 0.1], [1, 2, 3], [0, 0, 0])}, tmp_path / "o.png", xlabel="x", ylabel="y")
     assert path.read_bytes() == other.read_bytes()
+
+
+def test_a_stream_is_drawn_with_what_was_measured_of_it(tmp_path):
+    names = [f"{i}/{i + 1}" for i in range(9)]
+    matrix = [[0.9 - 0.1 * (i - j) if j <= i else None for j in range(9)] for i in range(9)]
+    with Image.open(plot_forgetting(matrix, names, tmp_path / "seen.png")) as seen:
+        full = [[0.1 if value is None else value for value in row] for row in matrix]
+        with Image.open(plot_forgetting(full, names, tmp_path / "all.png")) as all_tasks:
+            assert seen.size == all_tasks.size and seen.tobytes() != all_tasks.tobytes()
+    with pytest.raises(ValueError, match="a square matrix of 9 tasks"):
+        plot_forgetting(matrix[:8], names, tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()

@@ -4,8 +4,9 @@ import math
 
 import numpy
 import pytest
+import scipy.stats
 
-from hf_lookbehind.report import mean_sd, paired_difference
+from hf_lookbehind.report import mean_sd, paired_difference, paired_interval
 
 
 def test_mean_and_sample_sd():
@@ -32,3 +33,29 @@ def test_one_pair_has_no_standard_error():
 def test_no_pairs_or_unequal_lengths_are_errors(a, b):
     with pytest.raises(ValueError):
         paired_difference(a, b)
+
+
+def test_paired_interval_is_that_of_the_t_test():
+    a, b = [0.3, 0.1, 0.25, 0.7], [0.2, 0.3, 0.05, 0.1]
+    expected = scipy.stats.ttest_rel(a, b).confidence_interval(0.9)
+    mean, low, high = paired_interval(a, b, 0.9)
+    assert mean == pytest.approx(numpy.mean(a) - numpy.mean(b))
+    assert (low, high) == pytest.approx((expected.low, expected.high))
+
+
+def test_paired_intervals_hold_the_true_mean_as_often_as_they_say():
+    pairs = numpy.random.default_rng(0).normal(loc=1.0, size=(1000, 5))
+    intervals = [paired_interval(row, numpy.zeros(5)) for row in pairs]
+    held = numpy.mean([low <= 1 <= high for _, low, high in intervals])
+    assert held == pytest.approx(0.95, abs=3 * math.sqrt(0.95 * 0.05 / 1000))
+
+
+def test_one_pair_has_no_interval():
+    mean, low, high = paired_interval([3.0], [1.0])
+    assert mean == 2.0 and math.isnan(low) and math.isnan(high)
+
+
+@pytest.mark.parametrize("level", [0, 1, 95])
+def test_a_level_outside_0_and_1_is_an_error(level):
+    with pytest.raises(ValueError, match="level"):
+        paired_interval([1.0, 2.0], [0.0, 0.0], level)

@@ -1,0 +1,332 @@
+"""The report of a study: tables, intervals and figures, from its finished runs alone."""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hf_lookbehind.finetune.arguments import is_lower_better
+from hf_lookbehind.finetune.search import SearchResult
+from hf_lookbehind.report import (
+    format_plus_minus,
+    format_table,
+    mean_sd,
+    paired_interval,
+    plot_accuracy_against_noise,
+    plot_against_cost,
+)
+from hf_lookbehind.scripts.compare_study import Method, Study
+
+Record = dict[str, Any]
+Chosen = Mapping[tuple[str, str, str], SearchResult | None]  # by task, budget, method
+
+CURVES = 7  # in one figure
+
+
+@dataclass(frozen=True)
+class Column:
+    """Something that is measured of each run.
+
+    Attributes:
+        heading: for the reader.
+        value: of a record; None where the run diverged.
+        lower_is_better: False for an accuracy.
+        digits: that are shown.
+    """
+
+    heading: str
+    value: Callable[[Record], float | None]
+    lower_is_better: bool
+    digits: int
+
+
+class Report:
+    """What the finished runs of a study say.
+
+    Args:
+        study: what was asked.
+        chosen: the tuner's results; None where they are not complete.
+        records: the finished runs, by key.
+    """
+
+    def __init__(self, study: Study, chosen: Chosen, records: Mapping[str, Record]) -> None:
+        self.study, self.chosen = study, chosen
+        self.runs = {
+            (task, budget, method.name): self._runs(records, task, budget, method)
+            for task, budget, method in study.cells()
+        }
+        self.digits = 1 if study.scale == 100 else 3
+        lower = is_lower_better(study.metric)
+        noise, sharp = study.measures.get("weight_noise", {}), study.measures.get("sharpness", {})
+        self.columns = [
+            Column(study.metric, lambda r: self._scaled(r["metrics"].get(study.metric)), lower, self.digits)
+        ]
+        self.columns += [self._noise_column(i, s, lower) for i, s in enumerate(noise.get("sigmas", ())) if s > 0]
+        self.columns += [self._sharpness_column(i, rho) for i, rho in enumerate(sharp.get("rhos", ()))]
+
+    def _runs(self, records: Mapping[str, Record], task: str, budget: str, method: Method) -> dict[int, Record]:
+        """By seed."""
+        result = self.chosen[task, budget, method.name]
+        if result is None:
+            return {}
+        keys = {
+            seed: self.study.run(task, budget, method, result.best, seed, "report").key for seed in self.study.seeds
+        }
+        return {seed: records[key] for seed, key in keys.items() if key in records}
+
+    def _scaled(self, value: float | None) -> float | None:
+        return None if value is None else self.study.scale * value
+
+    def _noise_column(self, i: int, sigma: float, lower_is_better: bool) -> Column:
+        return Column(f"noise {sigma:g}", lambda r: self._noise(r, i), lower_is_better, self.digits)
+
+    def _noise(self, record: Record, i: int) -> float | None:
+        return self._scaled(record["weight_noise"][i]["mean"]) if "weight_noise" in record else None
+
+    def _sharpness_column(self, i: int, rho: float) -> Column:
+        def rise(record: Record) -> float | None:
+            return record["sharpness"][i]["rise"] if "sharpness" in record else None
+
+        return Column(f"sharpness {rho:g}", rise, True, 3)
+
+    def _values(self, cell: tuple[str, str, str], column: Column) -> dict[int, float]:
+        """By seed; without the runs that diverged."""
+        values = {seed: column.value(record) for seed, record in self.runs[cell].items()}
+        return {seed: value for seed, value in values.items() if value is not None}
+
+    # ---- text ----
+
+    def text(self, figures: Sequence[Path]) -> str:
+        study = self.study
+        lines = [f"# {study.title}", "", self._introduction()]
+        for task, budget in itertools.product(study.tasks, study.budgets):
+            lines += ["", f"## {task}, equal {budget}", "", self.results_table(task, budget)]
+            differences = list(self.differences(task, budget))
+            if differences:
+                lines += ["", "Paired differences: mean [95% interval], n seeds.", "", self._table_of(differences)]
+        lines += ["", "## Which claims show", "", *self.claims()]
+        lines += ["", "## Tuning", "", *self._warnings(), "", "All points of all grids: TUNING.md."]
+        lines += ["", *(f"![{path.stem}]({path.name})" for path in figures)]
+        return "\n".join(lines) + "\n"
+
+    def _introduction(self) -> str:
+        study = self.study
+        wanted = len(study.seeds) * len(self.runs)
+        found = sum(map(len, self.runs.values()))
+        said = [
+            f"`{study.metric}`{f' x {study.scale:g}' if study.scale != 1 else ''}, mean +- sd over the seeds "
+            f"{_list(study.seeds)}.",
+            f"Settings: the best mean `{study.select}` over the seeds {_list(study.tuning_seeds)}, which are not "
+            "reported; the same rule for every method.",
+        ]
+        if study.metric.startswith("eval_"):
+            said.append("What is reported was measured on the data that settings were chosen on, which flatters it.")
+        noise, sharp = study.measures.get("weight_noise"), study.measures.get("sharpness")
+        if noise:
+            said.append(f"Noise sigma: multiplicative Gaussian noise on all weights, mean of {noise['draws']} draws.")
+        if sharp:
+            said.append(
+                f"Sharpness rho: the highest rise of the loss within that radius ({sharp['steps']} ascent steps, "
+                f"at most {sharp['max_examples']} examples of the {sharp['on']} data)."
+            )
+        if "gradients" in study.budgets:
+            said.append("Equal gradients: every method takes as many gradient passes as the costliest.")
+        said.append("Gradient passes are in gradients of a whole batch; seconds are of one training, on one thread.")
+        if found < wanted:
+            said.append(f"Not finished: {found} of {wanted} runs.")
+        return "\n".join(said)
+
+    def results_table(self, task: str, budget: str) -> str:
+        rows = []
+        for method in self.study.methods.values():
+            cell = task, budget, method.name
+            runs, result = list(self.runs[cell].values()), self.chosen[cell]
+            row: dict[str, Any] = {"method": method.label, "settings": "not tuned yet"}
+            if result is not None:
+                row["settings"] = _settings(result.best)
+            row["n"] = len(runs)
+            for column in self.columns:
+                row[column.heading] = _spread(list(self._values(cell, column).values()), column.digits)
+            for name in ("passes", "seconds"):
+                values = [run[name] for run in runs if "diverged" not in run]
+                row[name] = f"{mean_sd(values)[0]:.{0 if name == 'passes' else 1}f}" if values else ""
+            diverged = sum("diverged" in run for run in runs)
+            row["diverged"] = diverged or None
+            rows.append(row)
+        headings = {name: {"passes": "gradient passes"}.get(name, name) for name in rows[0]}
+        if not any(row["diverged"] for row in rows):
+            del headings["diverged"]
+        return format_table(rows, headings)
+
+    def differences(self, task: str, budget: str) -> Iterator[dict[str, Any]]:
+        """Of each method and each it is compared with, by column: mean, low, high, n; only what has a pair."""
+        for baseline, method in itertools.product(self.study.against, self.study.methods):
+            if method == baseline or (method in self.study.against and self._order(method) < self._order(baseline)):
+                continue
+            for column in self.columns:
+                a, b = (self._values((task, budget, name), column) for name in (method, baseline))
+                seeds = sorted(set(a) & set(b))
+                if seeds:
+                    mean, low, high = paired_interval([a[s] for s in seeds], [b[s] for s in seeds])
+                    pair = {"method": method, "baseline": baseline, "column": column, "task": task, "budget": budget}
+                    yield pair | {"mean": mean, "low": low, "high": high, "n": len(seeds)}
+
+    def _order(self, method: str) -> int:
+        return self.study.against.index(method)
+
+    def _table_of(self, differences: Sequence[dict[str, Any]]) -> str:
+        rows: dict[str, dict[str, Any]] = {}
+        for found in differences:
+            row = rows.setdefault(self._pair(found, "-"), {"difference": self._pair(found, "-"), "n": found["n"]})
+            row[found["column"].heading] = _interval(found)
+        return format_table(list(rows.values()), {"difference": "difference", **self._headings(), "n": "n"})
+
+    def _headings(self) -> dict[str, str]:
+        return {column.heading: column.heading for column in self.columns}
+
+    def _pair(self, found: dict[str, Any], between: str) -> str:
+        methods = self.study.methods
+        return f"{methods[found['method']].label} {between} {methods[found['baseline']].label}"
+
+    def claims(self) -> list[str]:
+        """A line for each pair of methods of a task and budget: which intervals leave out 0, and on which side."""
+        lines, shown, total = [], 0, 0
+        for task, budget in itertools.product(self.study.tasks, self.study.budgets):
+            judged = [found for found in self.differences(task, budget) if not math.isnan(found["low"])]
+            for pair, group in itertools.groupby(judged, lambda found: self._pair(found, "against")):
+                verdicts: dict[str, list[str]] = {"better": [], "worse": [], "no difference shown": []}
+                for found in group:
+                    verdicts[_verdict(found)].append(found["column"].heading)
+                total += sum(map(len, verdicts.values()))
+                shown += len(verdicts["better"]) + len(verdicts["worse"])
+                said = "; ".join(f"{verdict}: {', '.join(names)}" for verdict, names in verdicts.items() if names)
+                lines.append(f"- {task}, equal {budget}, {pair}: {said}.")
+        if not lines:
+            return ["None can be judged: two seeds and two methods are needed."]
+        return [
+            f"{shown} of {total} intervals leave out 0. Were there no difference anywhere, about {total / 20:.1f} "
+            "would by chance.",
+            "",
+            *lines,
+        ]
+
+    def _warnings(self) -> list[str]:
+        lines = []
+        for (task, budget, method), result in self.chosen.items():
+            if result is not None and result.on_edge:
+                at = _settings({name: result.best[name] for name in result.on_edge})
+                lines.append(
+                    f"- {task}, equal {budget}, {self.study.methods[method].label}: {at} is on the edge of its grid; "
+                    "a better value may lie outside"
+                )
+        return lines or ["All chosen settings that were tuned lie inside their grids, or no method was tuned."]
+
+    def tuning(self) -> str:
+        """Every point that was tried."""
+        rows = []
+        sign = -1 if is_lower_better(self.study.select) else 1
+        for (task, budget, method), result in self.chosen.items():
+            for point in result.table if result is not None else ():
+                scores = [sign * self.study.scale * score for score in point["scores"]]
+                row = {"task": task, "budget": budget, "method": self.study.methods[method].label}
+                row |= {"settings": _settings(point["settings"]), self.study.select: _spread(scores, self.digits)}
+                rows.append(row | {"": "chosen" if point["settings"] == result.best else None})
+        table = format_table(rows) if rows else "No method has been tuned to the end."
+        return f"# {self.study.title}: tuning\n\nMean +- sd over the tuning seeds.\n\n{table}\n"
+
+    # ---- figures ----
+
+    def draw(self, folder: Path) -> list[Path]:
+        """Figures of at most 7 curves each; those that the others are compared with are in all of them."""
+        paths = []
+        ylabel = f"{self.study.metric}{' (%)' if self.study.scale == 100 else ''}"
+        for task in self.study.tasks:
+            for number, names in enumerate(self._groups(), 1):
+                part = f"-{number}" if len(self._groups()) > 1 else ""
+                for budget in self.study.budgets:
+                    title = f"{task}, equal {budget}"
+                    curves = self._by_label(names, lambda m, at=(task, budget): self._noise_curve((*at, m)))
+                    if curves and "weight_noise" in self.study.measures:
+                        path = folder / f"noise-{task}-{budget}{part}.png"
+                        paths.append(plot_accuracy_against_noise(curves, path, title=title, ylabel=ylabel))
+                curves = self._by_label(names, lambda m, task=task: self._cost_curve(task, m))
+                if curves:
+                    path = folder / f"cost-{task}{part}.png"
+                    paths.append(plot_against_cost(curves, path, xlabel="gradient passes", ylabel=ylabel, title=task))
+        return paths
+
+    def _groups(self) -> list[list[str]]:
+        baselines = self.study.against[: CURVES - 1]
+        others = [name for name in self.study.methods if name not in baselines]
+        size = CURVES - len(baselines)
+        parts = [{*baselines, *others[i : i + size]} for i in range(0, max(len(others), 1), size)]
+        return [[name for name in self.study.methods if name in part] for part in parts]
+
+    def _by_label(self, names: Sequence[str], curve: Callable[[str], Any]) -> dict[str, Any]:
+        curves = {self.study.methods[name].label: curve(name) for name in names}
+        return {label: points for label, points in curves.items() if points[0]}
+
+    def _noise_curve(self, cell: tuple[str, str, str]) -> tuple[list[float], list[float], list[float]]:
+        columns = [c for c in self.columns if not c.heading.startswith("sharpness")]
+        sigmas = [0.0, *(s for s in self.study.measures.get("weight_noise", {}).get("sigmas", ()) if s > 0)]
+        points = [
+            (s, *mean_sd(list(v.values())))
+            for s, c in zip(sigmas, columns, strict=False)
+            if (v := self._values(cell, c))
+        ]
+        return _unzip(points)
+
+    def _cost_curve(self, task: str, method: str) -> tuple[list[float], list[float], list[float]]:
+        points = set()
+        for budget in self.study.budgets:
+            cell = task, budget, method
+            values = list(self._values(cell, self.columns[0]).values())
+            if values:
+                points.add(
+                    (
+                        mean_sd([run["passes"] for run in self.runs[cell].values() if "diverged" not in run])[0],
+                        *mean_sd(values),
+                    )
+                )
+        return _unzip(sorted(points))
+
+
+def _unzip(points: Sequence[tuple[float, float, float]]) -> tuple[list[float], list[float], list[float]]:
+    return [x for x, _, _ in points], [mean for _, mean, _ in points], [sd for _, _, sd in points]
+
+
+def _list(values: Sequence[Any]) -> str:
+    return ", ".join(map(str, values))
+
+
+def _settings(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {f'{v:g}' if isinstance(v, float) else v}" for name, v in settings.items()) or "fixed"
+
+
+def _spread(values: Sequence[float], digits: int) -> str:
+    if not values:
+        return ""
+    return format_plus_minus(*mean_sd(values), digits) if len(values) > 1 else f"{values[0]:.{digits}f}"
+
+
+def _verdict(found: dict[str, Any]) -> str:
+    """What an interval says."""
+    if found["low"] <= 0 <= found["high"]:
+        return "no difference shown"
+    return "better" if (found["mean"] < 0) == found["column"].lower_is_better else "worse"
+
+
+def _interval(found: dict[str, Any]) -> str:
+    digits = found["column"].digits
+    if math.isnan(found["low"]):
+        return f"{found['mean']:+.{digits}f}"
+    return f"{found['mean']:+.{digits}f} [{found['low']:+.{digits}f}, {found['high']:+.{digits}f}]"
+
+
+def write_report(study: Study, chosen: Chosen, records: Mapping[str, Record], folder: Path) -> None:
+    """Write REPORT.md, TUNING.md and the figures."""
+    report = Report(study, chosen, records)
+    (folder / "REPORT.md").write_text(report.text(report.draw(folder)), encoding="utf-8")
+    (folder / "TUNING.md").write_text(report.tuning(), encoding="utf-8")

@@ -1,0 +1,399 @@
+"""A study as its YAML describes it: which trainings it consists of, and how many gradients each of them may take."""
+
+import functools
+import hashlib
+import itertools
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hf_lookbehind import InputError, LookbehindConfig
+from hf_lookbehind.finetune.program import one_line
+from hf_lookbehind.scripts.__main__ import OTHER_MODULES, PROGRAMS
+
+Flags = dict[str, Any]
+
+RECIPES = Path(__file__).parent / "recipes"
+TRAINING = [name for name in PROGRAMS if name not in OTHER_MODULES]
+BUDGETS = ("steps", "gradients")
+DATA = "data"  # {data} in a flag: the folder that --data names
+_REFERENCE = re.compile(r"\{(\w+)\}")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: what it is called, and all that decides its result.
+
+    Attributes:
+        labels: task, method, budget, phase ("tuning" or "report"), settings, seed; for the reader.
+        program: the console name.
+        flags: of the program; `{data}` and `{name of a preparation}` stand for folders.
+        measures: what is measured after it, as in the YAML; nothing in the tuning.
+        references: names of preparations in the flags, with the keys of these.
+    """
+
+    labels: dict[str, Any]
+    program: str
+    flags: Flags
+    measures: dict[str, Any] = field(default_factory=dict)
+    references: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """Names the run by all that decides its result: an edited YAML asks for other runs, and mixes nothing up."""
+        content = [self.program, self.flags, self.measures, self.references]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+    def __str__(self) -> str:
+        said = [f"{name} {value:g}" if isinstance(value, float) else str(value) for name, value in self._named()]
+        return ", ".join(said)
+
+    def _named(self) -> Iterator[tuple[str, Any]]:
+        for name, value in self.labels.items():
+            if name == "settings":
+                yield from ((n, v if isinstance(v, float) else f"{n} {v}") for n, v in value.items())
+            elif name not in ("phase", "budget"):
+                yield name, f"seed {value}" if name == "seed" else value
+            elif name == "budget":
+                yield name, f"equal {value}"
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method of a study: its flags, and the settings that are chosen for it."""
+
+    name: str
+    label: str
+    flags: Flags
+    grid: dict[str, list[Any]]
+    grid_at: dict[str, dict[str, list[Any]]]  # by task or budget: values in the place of the grid's
+
+    def points(self, task: str, budget: str) -> dict[str, list[Any]]:
+        return self.grid | self.grid_at.get(task, {}) | self.grid_at.get(budget, {})
+
+
+@dataclass(frozen=True)
+class Study:
+    """Tasks x methods x budgets x seeds of one program."""
+
+    name: str
+    title: str
+    program: str
+    flags: Flags
+    report_flags: Flags
+    metric: str
+    select: str
+    scale: float
+    seed_flags: list[str]
+    prepare: dict[str, Flags]
+    tasks: dict[str, Flags]
+    methods: dict[str, Method]
+    against: list[str]
+    budgets: list[str]
+    tuning_seeds: list[int]
+    seeds: list[int]
+    measures: dict[str, Any]
+
+    def cells(self) -> Iterator[tuple[str, str, Method]]:
+        """Task, budget, method."""
+        yield from itertools.product(self.tasks, self.budgets, self.methods.values())
+
+    @functools.cached_property
+    def preparations(self) -> dict[str, Run]:
+        """The trainings whose models the others start from; one may start from an earlier one."""
+        made: dict[str, Run] = {}
+        for name, flags in self.prepare.items():
+            made[name] = Run({"preparation": name}, self.program, flags, {}, self._references(flags, made))
+        return made
+
+    def tuning_runs(self, task: str, budget: str, method: Method) -> list[Run]:
+        grid = method.points(task, budget)
+        points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+        return [
+            self.run(task, budget, method, point, seed, "tuning") for point in points for seed in self.tuning_seeds
+        ]
+
+    def run(self, task: str, budget: str, method: Method, settings: Flags, seed: int, phase: str) -> Run:
+        flags = self.flags | self.tasks[task] | method.flags | settings | dict.fromkeys(self.seed_flags, seed)
+        if budget == "gradients":
+            flags |= lengthened(flags, self.highest_costs[task, budget] / passes_per_step(flags))
+        if phase == "report":
+            flags |= self.report_flags
+        labels = {"task": task, "method": method.name, "budget": budget, "phase": phase}
+        return Run(
+            labels | {"settings": settings, "seed": seed},
+            self.program,
+            flags,
+            self.measures if phase == "report" else {},
+            self._references(flags, self.preparations),
+        )
+
+    @functools.cached_property
+    def highest_costs(self) -> dict[tuple[str, str], float]:
+        """Gradients per step of the costliest method, and the costliest settings of its grid."""
+        costs: dict[tuple[str, str], float] = {}
+        for task, budget, method in self.cells():
+            grid = method.points(task, budget)
+            for values in itertools.product(*grid.values()):
+                flags = self.flags | self.tasks[task] | method.flags | dict(zip(grid, values, strict=True))
+                try:
+                    costs[task, budget] = max(passes_per_step(flags), costs.get((task, budget), 0))
+                except InputError as error:
+                    raise InputError(f"methods.{method.name}: {error}") from error
+        return costs
+
+    @staticmethod
+    def _references(flags: Flags, made: Mapping[str, Run]) -> dict[str, str]:
+        names = {name for value in flags.values() for name in references(value)}
+        return {name: made[name].key for name in sorted(names) if name in made}
+
+
+def references(value: Any) -> list[str]:
+    """The names in braces in a flag: a text, or a list of texts."""
+    texts = value if isinstance(value, list) else [value]
+    return [name for text in texts if isinstance(text, str) for name in _REFERENCE.findall(text)]
+
+
+def fill(flags: Flags, folders: Mapping[str, Path]) -> Flags:
+    """The flags with folders in the place of `{name}`."""
+
+    def filled(value: Any) -> Any:
+        if isinstance(value, list):
+            return [filled(member) for member in value]
+        return _REFERENCE.sub(lambda match: str(folders[match[1]]), value) if isinstance(value, str) else value
+
+    return {name: filled(value) for name, value in flags.items()}
+
+
+# ---- gradients ----
+
+
+def passes_per_step(flags: Flags) -> float:
+    """Gradients of a whole batch per optimizer step of the Trainer, on average over the steps of `ascent_every`."""
+    config = LookbehindConfig(**{f.name: flags[f.name] for f in fields(LookbehindConfig) if f.name in flags})
+    return config.gradient_passes(config.ascent_every) / config.ascent_every
+
+
+def length(flags: Flags) -> tuple[str, float]:
+    """Which flag says how long is trained, and its value."""
+    if flags.get("max_steps", -1) > 0:
+        return "max_steps", flags["max_steps"]
+    return "num_train_epochs", flags.get("num_train_epochs", 3)
+
+
+def lengthened(flags: Flags, factor: float) -> Flags:
+    """The flags that make a training so many times as long; none where it stays as it is."""
+    name, value = length(flags)
+    if factor == 1:
+        return {}
+    # what rounding leaves of a whole number of steps must not cost one more
+    return {name: round(value * factor) if name == "max_steps" else round(value * factor, 9)}
+
+
+# ---- the YAML ----
+
+
+def find_study(given: str) -> Path:
+    """A file, or one that comes with the programs: `studies/rho.yaml`."""
+    for path in (Path(given), RECIPES / given):
+        if path.is_file():
+            return path
+    known = ", ".join(sorted(str(path.relative_to(RECIPES)) for path in RECIPES.glob("studies/*.yaml")))
+    raise InputError(f"{given}: there is no such study; those that come with the program: {known}")
+
+
+def read_study(path: Path) -> Study:
+    """Raises `InputError`: one line that names the file and the key."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"{path} cannot be read: {one_line(error)}") from error
+    try:
+        return _study(path.stem, _Section("", _numbers(content)))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def _numbers(value: Any) -> Any:
+    """YAML 1.1 reads 1e-3 as a word."""
+    if isinstance(value, dict):
+        return {str(name): _numbers(member) for name, member in value.items()}
+    if isinstance(value, list):
+        return [_numbers(member) for member in value]
+    if isinstance(value, str) and re.fullmatch(r"-?\d+(\.\d*)?e[-+]?\d+", value, re.IGNORECASE):
+        return float(value)
+    return value
+
+
+_REQUIRED: Any = object()
+
+
+class _Section:
+    """A mapping of the YAML, whose keys are taken one by one; what is left over is refused."""
+
+    def __init__(self, name: str, content: Any) -> None:
+        if not isinstance(content, dict):
+            raise InputError(f"{name or 'the study'}: settings are needed, as 'name: value', not {content!r}")
+        self.name, self._content, self._known = name, content, []
+
+    def take(self, key: str, is_allowed: Callable[[Any], bool], allowed: str, default: Any = _REQUIRED) -> Any:
+        self._known.append(key)
+        if key not in self._content and default is not _REQUIRED:
+            return default
+        if key not in self._content:
+            raise InputError(f"{self.path(key)} is missing: {allowed}")
+        if not is_allowed(self._content[key]):
+            raise InputError(f"{self.path(key)}: {self._content[key]!r} is not allowed: {allowed}")
+        return self._content[key]
+
+    def section(self, key: str, default: Any = _REQUIRED) -> "_Section":
+        return _Section(self.path(key), self.take(key, lambda value: True, "settings, as 'name: value'", default))
+
+    def sections(self) -> Iterator["_Section"]:
+        yield from (_Section(self.path(key), self._content[key]) for key in self._content)
+
+    def all(self) -> Flags:
+        return dict(self._content)
+
+    def end(self) -> None:
+        unknown = [key for key in self._content if key not in self._known]
+        if unknown:
+            raise InputError(f"{self.path(unknown[0])} is unknown: allowed are {', '.join(self._known)}")
+
+    def path(self, key: str) -> str:
+        return f"{self.name}.{key}" if self.name else key
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+
+
+def _is_list_of(is_allowed: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and bool(value) and all(map(is_allowed, value)) and _differ(value)
+
+
+def _differ(values: Sequence[Any]) -> bool:
+    return len(set(map(str, values))) == len(values)
+
+
+def _is_seed(value: Any) -> bool:
+    return value == 0 or _is_whole(value)
+
+
+def _is_metric(value: Any) -> bool:
+    return _is_text(value) and value.startswith(("eval_", "test_"))
+
+
+def _study(name: str, top: _Section) -> Study:
+    program = top.take("program", TRAINING.__contains__, f"one of {', '.join(TRAINING)}")
+    tuning_seeds, seeds = (
+        top.take(key, _is_list_of(_is_seed), "a list of different whole numbers, 0 or more")
+        for key in ("tuning_seeds", "seeds")
+    )
+    shared = sorted(set(tuning_seeds) & set(seeds))
+    if shared:
+        raise InputError(f"seeds: {shared[0]} is one of tuning_seeds too: what is reported needs fresh seeds")
+    metric = top.take("metric", _is_metric, "what is reported, as test_accuracy")
+    methods = {part.name.partition(".")[2]: _method(part) for part in top.section("methods").sections()}
+    study = Study(
+        name=name,
+        title=top.take("title", _is_text, "a text", name),
+        program=program,
+        flags=top.section("flags", {}).all(),
+        report_flags=top.section("report_flags", {}).all(),
+        metric=metric,
+        select=top.take("select", lambda value: _is_metric(value) and value.startswith("eval_"), "as eval_accuracy"),
+        scale=top.take("scale", _is_number, "a number that metrics are shown times, as 100", 1),
+        seed_flags=top.take("seed_flags", _is_list_of(_is_text), "a list of flags that get the seed", ["seed"]),
+        prepare={part.name.partition(".")[2]: part.all() for part in top.section("prepare", {}).sections()},
+        tasks={part.name.partition(".")[2]: part.all() for part in top.section("tasks").sections()},
+        methods=methods,
+        against=top.take("against", _is_list_of(methods.__contains__), f"a list of {', '.join(methods)}", []),
+        budgets=top.take("budgets", _is_list_of(BUDGETS.__contains__), f"a list of {', '.join(BUDGETS)}", ["steps"]),
+        tuning_seeds=tuning_seeds,
+        seeds=seeds,
+        measures=_measures(top, metric),
+    )
+    top.end()
+    _check(study)
+    return study
+
+
+def _method(section: _Section) -> Method:
+    def grid(of: _Section) -> dict[str, list[Any]]:
+        return {name: of.take(name, _is_list_of(lambda v: True), "a list of different values") for name in of.all()}
+
+    method = Method(
+        name=section.name.partition(".")[2],
+        label=section.take("label", _is_text, "a text", section.name.partition(".")[2]),
+        flags=section.section("flags", {}).all(),
+        grid=grid(section.section("grid", {})),
+        grid_at={part.name.rpartition(".")[2]: grid(part) for part in section.section("grid_at", {}).sections()},
+    )
+    section.end()
+    return method
+
+
+def _measures(top: _Section, metric: str) -> dict[str, Any]:
+    numbers = _is_list_of(_is_number)
+    noise, sharp = top.section("weight_noise", {}), top.section("sharpness", {})
+    found: dict[str, Any] = {}
+    if noise.all():
+        sigmas = noise.take("sigmas", numbers, "a list of different numbers, 0 or more")
+        draws = noise.take("draws", _is_whole, "1 or more", 10)
+        found["weight_noise"] = {"sigmas": sigmas, "draws": draws, "metric": metric}
+        noise.end()
+    if sharp.all():
+        found["sharpness"] = {
+            "rhos": sharp.take("rhos", numbers, "a list of different numbers, 0 or more"),
+            "steps": sharp.take("steps", _is_whole, "1 or more", 10),
+            "on": sharp.take("on", ("train", "validation", "test").__contains__, "train, validation or test", "train"),
+            "max_examples": sharp.take("max_examples", _is_whole, "1 or more", 512),
+        }
+        sharp.end()
+    return found
+
+
+def _check(study: Study) -> None:
+    """What the sections cannot know of each other."""
+    if not study.tasks:
+        raise InputError("tasks: at least one is needed")
+    known = [DATA]
+    for name, flags in study.prepare.items():
+        _check_flags(f"prepare.{name}", flags, known)
+        known.append(name)
+    _check_flags("flags", study.flags, known)
+    _check_flags("report_flags", study.report_flags, known)
+    for name, flags in study.tasks.items():
+        _check_flags(f"tasks.{name}", flags, known)
+    for method in study.methods.values():
+        where = f"methods.{method.name}"
+        _check_flags(f"{where}.flags", method.flags, known)
+        for place in method.grid_at:
+            if place not in (*study.tasks, *study.budgets):
+                raise InputError(f"{where}.grid_at.{place} is neither a task nor a budget of the study")
+    if not study.highest_costs:  # which looks at the gradients of all methods
+        raise InputError("methods: at least one is needed")
+
+
+def _check_flags(where: str, flags: Flags, known: Sequence[str]) -> None:
+    for flag, value in flags.items():
+        if flag == "output_dir":
+            raise InputError(f"{where}.{flag} is not allowed: the study chooses the folders")
+        for name in references(value):
+            if name not in known:
+                raise InputError(f"{where}.{flag}: {{{name}}} is unknown: known are {', '.join(known)}")

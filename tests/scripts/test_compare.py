@@ -1,0 +1,430 @@
+"""A tiny study: what it trains, that nothing is lost or repeated, what its report says, what it refuses."""
+
+import contextlib
+import copy
+import functools
+import io
+import json
+import os
+import re
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hf_lookbehind import InputError
+from hf_lookbehind.report import mean_sd, paired_interval
+from hf_lookbehind.scripts import compare, compare_runs
+from hf_lookbehind.scripts.compare_study import RECIPES, fill, passes_per_step, read_study
+from tests.processes import context
+
+MODEL = "hidden_size=16,num_hidden_layers=1,num_attention_heads=2,intermediate_size=16,initializer_range=0.2"
+DIGITS = {"dataset_name": "digits", "augmentation": "none", "per_device_train_batch_size": 16, "max_steps": 2}
+STUDY = {
+    "program": "image-classification",
+    "metric": "test_accuracy",
+    "select": "eval_accuracy",
+    "scale": 100,
+    "seed_flags": ["seed", "corruption_seed"],
+    "prepare": {
+        "start": DIGITS | {"train_split": "train[:100]", "train_val_split": 0, "config_overrides": MODEL, "k": 0}
+    },
+    "flags": DIGITS
+    | {
+        "model_name_or_path": "{start}",
+        "train_split": "train[100:132]",
+        "validation_split": "train[132:164]",
+        "test_split": "train[164:196]",
+    },
+    "tasks": {"clean": {}},
+    "methods": {
+        "plain": {"label": "AdamW", "flags": {"k": 0}, "grid": {"learning_rate": ["1e-2", 0.1]}},
+        "sam": {"label": "SAM", "flags": {"k": 1, "learning_rate": 0.01}, "grid": {"rho": [0.02]}},
+    },
+    "against": ["plain"],
+    "budgets": ["steps", "gradients"],
+    "tuning_seeds": [100],
+    "seeds": [0, 1],
+    "weight_noise": {"sigmas": [0.3], "draws": 2},
+    "sharpness": {"rhos": [0.05], "steps": 2},
+}
+# two learning rates at two budgets and one rho, which is the same at both; then two seeds of three different runs
+TUNING_RUNS, REPORT_RUNS = 5, 6
+
+
+@pytest.fixture(autouse=True)
+def quick_workers(monkeypatch):
+    """They start from a server that has imported everything."""
+    monkeypatch.setattr(compare_runs, "context", context)
+
+
+def write(folder: Path, content: dict, name: str = "tiny") -> Path:
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def run(study: Path, output: Path, *flags: str) -> tuple[int, str]:
+    """The exit code and what was printed."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        code = compare.main([str(study), "--output_dir", str(output), "--workers", "1", *flags])
+    return code, said.getvalue()
+
+
+def records(output: Path) -> list[dict]:
+    return [json.loads(line) for line in (output / "runs.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[Path, Path, str]:
+    folder = tmp_path_factory.mktemp("study")
+    study, output = write(folder, STUDY), folder / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compare_runs, "context", context)
+        code, said = run(study, output)
+    assert code == 0, said
+    return study, output, said
+
+
+def test_every_run_is_recorded_once_with_its_settings_measures_and_gradients(finished):
+    _, output, _ = finished
+    found = records(output)
+    assert len({record["key"] for record in found}) == len(found) == TUNING_RUNS + REPORT_RUNS
+    for record in found:
+        factor = 1 if record["method"] == "sam" or record["budget"] == "steps" else 2
+        assert record["steps"] == 2 * factor
+        assert record["passes"] == (4 if record["method"] == "sam" else record["steps"])
+        assert record["seed"] in ([100] if record["phase"] == "tuning" else [0, 1])
+        assert ("weight_noise" in record) == ("sharpness" in record) == (record["phase"] == "report")
+        assert 0 <= record["metrics"]["test_accuracy"] <= 1
+    # what is one training at both budgets bears the name of the first
+    assert {record["budget"] for record in found if record["method"] == "sam"} == {"steps"}
+
+
+def test_only_the_prepared_model_is_kept(finished):
+    _, output, _ = finished
+    assert len(list((output / "prepared").iterdir())) == 1
+    assert not (output / "working").exists()
+
+
+def test_the_report_holds_means_differences_and_figures_of_the_recorded_runs(finished):
+    _, output, _ = finished
+    text, found = (output / "REPORT.md").read_text(), records(output)
+    values = {
+        method: [r["metrics"]["test_accuracy"] * 100 for r in found if (r["method"], r["phase"]) == (method, "report")]
+        for method in ("plain", "sam")
+    }
+    at_steps = text.partition("## clean, equal gradients")[0]
+    plain = [
+        r["metrics"]["test_accuracy"] * 100
+        for r in found
+        if (r["method"], r["phase"], r["budget"]) == ("plain", "report", "steps")
+    ]
+    mean, sd = mean_sd(values["sam"])
+    assert re.search(rf"\| SAM +\| rho 0.02 +\| 2 \| {mean:.1f} \+- {sd:.1f}", at_steps)
+    mean, low, high = paired_interval(values["sam"], plain)
+    assert f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]" in at_steps
+    for name in re.findall(r"!\[.*\]\((.*)\)", text):
+        assert (output / name).stat().st_size > 0
+    assert "noise-clean-gradients.png" in text and "cost-clean.png" in text
+
+
+def test_the_tuner_chooses_the_best_mean_and_its_edges_are_reported(finished):
+    study, output, _ = finished
+    tuned = [r for r in records(output) if (r["method"], r["phase"], r["budget"]) == ("plain", "tuning", "steps")]
+    best = max(tuned, key=lambda r: r["metrics"]["eval_accuracy"])["settings"]
+    chosen = {
+        tuple(r["settings"].items()) for r in records(output) if (r["method"], r["phase"]) == ("plain", "report")
+    }
+    assert tuple(best.items()) in chosen
+    text = (output / "REPORT.md").read_text()
+    assert f"AdamW: learning_rate {best['learning_rate']:g} is on the edge of its grid" in text
+    assert "rho 0.02 is on the edge" not in text
+
+
+def with_edited_runs(finished: tuple[Path, Path, str], folder: Path, edit_run: Callable[[dict], dict]) -> str:
+    """The report of a copy of the finished study whose reported runs were edited."""
+    study, output, _ = finished
+    edited = [edit_run(record) if record["phase"] == "report" else record for record in records(output)]
+    (folder / "runs.jsonl").write_text("".join(json.dumps(record) + "\n" for record in edited))
+    code, said = run(study, folder, "--report_only")
+    assert code == 0, said
+    return (folder / "REPORT.md").read_text()
+
+
+def test_a_run_that_diverged_is_counted_and_left_out_of_the_means(finished, tmp_path):
+    def diverge(record: dict) -> dict:
+        if record["method"] == "sam" and record["seed"] == 0:
+            kept = ("key", "task", "method", "budget", "phase", "settings", "seed")
+            return {name: record[name] for name in kept} | {"metrics": {}, "diverged": "a loss is not finite"}
+        return record
+
+    text = with_edited_runs(finished, tmp_path, diverge)
+    _, output, _ = finished
+    (other,) = [r for r in records(output) if (r["method"], r["phase"], r["seed"]) == ("sam", "report", 1)]
+    row = next(line for line in text.splitlines() if line.startswith("| SAM "))
+    assert [cell.strip() for cell in row.split("|")][3:5] == ["2", f"{100 * other['metrics']['test_accuracy']:.1f}"]
+    assert row.rstrip(" |").endswith("1") and "diverged" in text
+
+
+def test_claims_are_the_intervals_that_leave_out_0_with_the_right_sign(finished, tmp_path):
+    def separate(record: dict) -> dict:
+        is_sam, wobble = record["method"] == "sam", record["seed"] / 500
+        record["metrics"]["test_accuracy"] = 0.7 + wobble if is_sam else 0.5
+        record["weight_noise"][0]["mean"] = 0.5 + (0.2 * record["seed"] if is_sam else 0.1)
+        record["sharpness"][0]["rise"] = 2.0 + wobble if is_sam else 1.0
+        return record
+
+    text = with_edited_runs(finished, tmp_path, separate)
+    half = 12.706 * 0.1  # Student's t at one degree of freedom, times the standard error of 20.0 and 20.2
+    assert f"+20.1 [+{20.1 - half:.1f}, +{20.1 + half:.1f}]" in text
+    said = "better: test_accuracy; worse: sharpness 0.05; no difference shown: noise 0.3."
+    for budget in ("steps", "gradients"):
+        assert f"- clean, equal {budget}, SAM against AdamW: {said}\n" in text
+    assert "4 of 6 intervals leave out 0" in text
+
+
+def test_what_is_better_when_lower_is_tuned_downwards(finished, tmp_path):
+    _, output, _ = finished
+    study = read_study(write(tmp_path, STUDY | {"select": "eval_loss"}))
+    chosen = compare.Comparison(study, output, tmp_path, 1).chosen("clean", "steps", study.methods["plain"])
+    tuned = [r for r in records(output) if (r["method"], r["phase"], r["budget"]) == ("plain", "tuning", "steps")]
+    assert chosen.best == min(tuned, key=lambda r: r["metrics"]["eval_loss"])["settings"]
+
+
+def test_a_finished_study_trains_nothing_again_and_its_report_comes_from_the_file_alone(finished, monkeypatch):
+    study, output, _ = finished
+    before, text = (output / "runs.jsonl").read_bytes(), (output / "REPORT.md").read_text()
+    monkeypatch.setattr(compare_runs, "train_and_measure", None)
+    monkeypatch.setattr(compare, "train_and_measure", None)
+    for flags in ((), ("--report_only",)):
+        (output / "REPORT.md").unlink()
+        code, said = run(study, output, *flags)
+        assert code == 0, said
+        assert (output / "REPORT.md").read_text() == text
+    assert (output / "runs.jsonl").read_bytes() == before
+
+
+def test_a_half_written_line_is_cut_off_and_its_run_alone_is_repeated(finished, tmp_path):
+    study, output, _ = finished
+    copied = tmp_path / "out"
+    copied.mkdir()
+    (copied / "prepared").symlink_to(output / "prepared")
+    whole = (output / "runs.jsonl").read_bytes()
+    (copied / "runs.jsonl").write_bytes(whole[:-20])
+    code, said = run(study, copied)
+    assert code == 0, said
+    assert said.count("test_accuracy") == 1
+    lines, repeated = whole.splitlines(), (copied / "runs.jsonl").read_bytes().splitlines()
+    assert repeated[:-1] == lines[:-1]
+    again, first = json.loads(repeated[-1]), json.loads(lines[-1])
+    # the same run has the same result
+    assert (again["key"], again["metrics"], again["weight_noise"]) == (
+        first["key"],
+        first["metrics"],
+        first["weight_noise"],
+    )
+
+
+def _study_in_a_process(study: Path, output: Path) -> None:
+    compare_runs.context = context
+    run(study, output)
+
+
+def test_a_study_that_is_killed_goes_on_without_losing_or_repeating_a_run(tmp_path):
+    study, output = write(tmp_path, STUDY), tmp_path / "out"
+    process = context.Process(target=_study_in_a_process, args=(study, output))
+    process.start()
+    file, deadline = output / "runs.jsonl", time.monotonic() + 120
+    while not (file.is_file() and file.read_bytes().count(b"\n") >= 2) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    before = file.read_bytes()
+    done = before[: before.rfind(b"\n") + 1]
+    assert 2 <= done.count(b"\n") < TUNING_RUNS + REPORT_RUNS
+    code, said = run(study, output)
+    assert code == 0, said
+    assert file.read_bytes().startswith(done)
+    keys = [record["key"] for record in records(output)]
+    assert len(set(keys)) == len(keys) == TUNING_RUNS + REPORT_RUNS
+    assert len(re.findall(r"^\[", said, re.MULTILINE)) == len(keys) - done.count(b"\n")
+
+
+def test_an_edited_study_trains_what_is_new_and_keeps_the_rest_apart(finished, tmp_path):
+    _, output, _ = finished
+    other = copy.deepcopy(STUDY)
+    other["methods"]["sam"]["grid"]["rho"] = [0.05]
+    study, edited = write(tmp_path, STUDY), write(tmp_path, other, "other")
+    keys = {run.key for run in _all_tuning(study)}
+    assert len(keys - {run.key for run in _all_tuning(edited)}) == 1
+    assert keys <= {record["key"] for record in records(output)}
+
+
+def _all_tuning(path: Path) -> list:
+    study = read_study(path)
+    return [run for cell in study.cells() for run in study.tuning_runs(*cell)]
+
+
+def test_what_a_model_starts_from_is_part_of_what_a_run_is(tmp_path):
+    other = copy.deepcopy(STUDY)
+    other["prepare"]["start"]["max_steps"] = 3
+    ours, theirs = (_all_tuning(write(tmp_path, content, name)) for content, name in ((STUDY, "a"), (other, "b")))
+    assert not {run.key for run in ours} & {run.key for run in theirs}
+
+
+def test_two_studies_side_by_side_have_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folders = [compare.parse([str(write(tmp_path, STUDY, name))]).output_dir for name in ("one", "two")]
+    assert folders == ["runs/studies/one", "runs/studies/two"]
+
+
+def test_a_second_process_on_one_study_is_refused(finished):
+    study, output, _ = finished
+    with compare_runs.only_one(output):
+        code, said = run(study, output)
+    assert code == 2
+    assert f"process {os.getpid()} is working on this study" in said and said.count("\n") == 1
+
+
+def test_a_dry_run_says_how_much_there_is_and_writes_nothing(tmp_path):
+    output = tmp_path / "out"
+    code, said = run(write(tmp_path, STUDY), output, "--dry_run")
+    assert code == 0, said
+    # steps: 2 learning rates x 2 passes; gradients: twice that; SAM: 2 steps of 2 passes
+    assert f"tuning: {TUNING_RUNS} runs, 16 gradient passes" in said
+    assert f"report: {REPORT_RUNS} runs, 20 gradient passes" in said
+    assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    "flags, passes",
+    [
+        ({"k": 0}, 1),
+        ({"k": 0, "ascent_fraction": 0.5, "ascent_every": 2}, 1),
+        ({"k": 1}, 2),
+        ({}, 3),  # k=2 is the default
+        ({"k": 5, "descent": "last"}, 6),
+        ({"k": 1, "ascent_fraction": 0.125}, 1.125),
+        ({"k": 1, "ascent_every": 4}, 1.25),
+        ({"k": 2, "ascent_every": 2, "ascent_fraction": 0.25}, 1.625),
+    ],
+)
+def test_gradients_per_step_are_counted_in_whole_batches(flags, passes):
+    assert passes_per_step(flags) == passes
+
+
+@pytest.mark.parametrize("length, steps", [("max_steps", 24), ("num_train_epochs", 6)])
+def test_at_equal_gradients_all_methods_take_as_many_as_the_costliest(tmp_path, length, steps):
+    content = copy.deepcopy(STUDY)
+    del content["flags"]["max_steps"]
+    content["flags"][length] = steps
+    content["methods"] = {
+        "plain": {"flags": {"k": 0}},
+        "eighth": {"flags": {"k": 1, "ascent_fraction": 0.125}},
+        "every-4th": {"flags": {"k": 1, "ascent_every": 4}},
+        "lookbehind": {"grid": {"k": [2, 5]}},
+    }
+    study = read_study(write(tmp_path, content))
+    for method in study.methods.values():
+        for point in study.tuning_runs("clean", "gradients", method):
+            assert point.flags[length] * passes_per_step(point.flags) == pytest.approx(6 * steps, rel=0.02)
+        for point in study.tuning_runs("clean", "steps", method):
+            assert point.flags[length] == steps
+
+
+def test_values_of_a_grid_may_differ_at_a_task_or_budget(tmp_path):
+    content = copy.deepcopy(STUDY)
+    content["methods"]["sam"] |= {"grid_at": {"gradients": {"rho": [0.1, 0.2]}}}
+    study = read_study(write(tmp_path, content))
+    sam = study.methods["sam"]
+    assert sam.points("clean", "steps") == {"rho": [0.02]}
+    assert sam.points("clean", "gradients") == {"rho": [0.1, 0.2]}
+
+
+def test_flags_of_the_report_alone_are_kept_from_the_tuning(tmp_path):
+    content = copy.deepcopy(STUDY)
+    content["report_flags"] = {"test_split": content["flags"].pop("test_split")}
+    study = read_study(write(tmp_path, content))
+    cell = "clean", "steps", study.methods["plain"]
+    assert "test_split" not in study.tuning_runs(*cell)[0].flags
+    assert study.run(*cell, {}, 0, "report").flags["test_split"] == STUDY["flags"]["test_split"]
+
+
+def test_names_in_braces_become_folders_also_in_lists():
+    folders = {"data": Path("/d"), "start": Path("/s")}
+    flags = {"train_file": ["{data}/a.txt", "b.txt"], "model_name_or_path": "{start}", "k": 1}
+    filled = {"train_file": ["/d/a.txt", "b.txt"], "model_name_or_path": "/s", "k": 1}
+    assert fill(flags, folders) == filled
+
+
+def edit(content: dict, path: str, value: object) -> dict:
+    """A copy with another value at a.b.c; None: without it."""
+    content = copy.deepcopy(content)
+    *parents, last = path.split(".")
+    target = functools.reduce(dict.__getitem__, parents, content)
+    if value is None:
+        del target[last]
+    else:
+        target[last] = value
+    return content
+
+
+@pytest.mark.parametrize(
+    "path, value, said",
+    [
+        ("seeds", [1, 100], "seeds: 100 is one of tuning_seeds too"),
+        ("seeds", [], "seeds: [] is not allowed"),
+        ("seeds", [1, 1], "seeds: [1, 1] is not allowed"),
+        ("metric", None, "metric is missing"),
+        ("program", "flatness", "program: 'flatness' is not allowed: one of image-classification"),
+        ("select", "test_accuracy", "select: 'test_accuracy' is not allowed"),
+        ("budgets", ["time"], "budgets: ['time'] is not allowed"),
+        ("against", ["adam"], "against: ['adam'] is not allowed: a list of plain, sam"),
+        ("colour", "red", "colour is unknown"),
+        ("tasks", ["clean"], "tasks: settings are needed"),
+        ("methods.sam.gird", {}, "methods.sam.gird is unknown"),
+        ("methods.sam.grid.rho", 0.1, "methods.sam.grid.rho: 0.1 is not allowed: a list"),
+        ("methods.sam.flags.k", -1, "methods.sam: k=-1 is not allowed: a whole number"),
+        ("methods.sam.grid_at", {"evenings": {}}, "methods.sam.grid_at.evenings is neither a task nor a budget"),
+        ("flags.output_dir", "here", "flags.output_dir is not allowed"),
+        ("flags.model_name_or_path", "{strat}", "flags.model_name_or_path: {strat} is unknown: known are data, start"),
+        ("weight_noise.sigmas", [-1], "weight_noise.sigmas: [-1] is not allowed"),
+        ("sharpness.on", "all", "sharpness.on: 'all' is not allowed"),
+        # what only the program knows
+        ("flags.leraning_rate", 0.1, "unknown settings: 'leraning_rate': did you mean learning_rate?"),
+        ("methods.sam.flags.label_noise", 2, "sam, equal steps, rho 0.02, seed 100: --label_noise 2"),
+    ],
+)
+def test_a_wrong_study_is_refused_in_one_line_that_names_the_key(tmp_path, path, value, said):
+    output = tmp_path / "out"
+    code, printed = run(write(tmp_path, edit(STUDY, path, value)), output)
+    assert code == 2
+    assert said in printed and printed.count("\n") == 1
+    assert not output.exists()
+
+
+def test_what_is_no_yaml_and_what_is_not_there_are_named(tmp_path):
+    (tmp_path / "broken.yaml").write_text("a: [")
+    with pytest.raises(InputError, match="broken.yaml cannot be read"):
+        read_study(tmp_path / "broken.yaml")
+    assert "studies/rho.yaml" in run(tmp_path / "none.yaml", tmp_path / "out")[1]
+
+
+def test_a_damaged_file_of_runs_is_named_by_its_line(tmp_path):
+    (tmp_path / "runs.jsonl").write_text('{"key": "a"}\n[]\n{"half')
+    with pytest.raises(InputError, match="runs.jsonl, line 2"):
+        compare_runs.Records(tmp_path / "runs.jsonl")
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("studies/*.yaml")), ids=lambda path: path.stem)
+def test_studies_that_come_with_the_program_are_accepted_by_their_programs(path, tmp_path):
+    """But for the data, which may not be here."""
+    study = read_study(path)
+    for run_ in {cell[2].name: study.tuning_runs(*cell)[0] for cell in study.cells()}.values():
+        run_.flags["dataset_name"] = "digits"
+        compare_runs.check(run_, {"data": tmp_path})
