@@ -8,9 +8,13 @@ PROGRAMS = {
     "image-classification": "fine-tune an image classifier",
     "text-classification": "fine-tune a classifier of texts or of pairs of texts, or a regression",
     "clm": "fine-tune a causal language model, or train a new one",
+    "seq2seq": "fine-tune an encoder-decoder model: summaries, translations, any texts to texts",
+    "lifelong": "train an image or text classifier on a stream of tasks, and measure what it forgets",
     "flatness": "measure sharpness and robustness to noisy weights of trained models",
+    "push": "push a trained model to the Hub",
 }
-OTHER_MODULES = {"flatness": "evaluate_flatness"}
+# Those that train are called run_x.
+OTHER_MODULES = {"flatness": "evaluate_flatness", "push": "push"}
 
 
 def usage() -> str:

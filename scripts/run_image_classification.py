@@ -216,6 +216,7 @@ def prepare(args: Arguments) -> Task:
         make_collator=lambda model: images.ImageCollator(model.dtype),
         metrics=metrics.of_classes(training.metric or ["accuracy"], len(classes)),
         callbacks=[images.EpochCallback(datasets["train"])],
+        classes=classes,
     )
 
 

@@ -210,6 +210,7 @@ def prepare(args: Arguments) -> Task:
         processing_class=tokenizer,
         make_collator=lambda model: DataCollatorWithPadding(tokenizer),
         metrics=choose_metrics(problem, training.metric or glue_metrics or DEFAULT_METRICS[problem], len(classes)),
+        classes=classes if problem == ONE_LABEL else (),
     )
 
 

@@ -13,6 +13,7 @@ HEAVY = {"torch", "transformers", "accelerate", "datasets", "evaluate", "sklearn
 # Of the heavy libraries, what a room may import; a room that is not named here may import all of them.
 LIBRARIES = {
     "config": set(),
+    "hub": set(),
     "optim": {"torch", "numpy"},  # numpy for its random state alone
     "measures": {"torch"},
     "report": {"matplotlib", "numpy"},

@@ -11,7 +11,7 @@ OPENED = {"accelerate", "hf_lookbehind", "peft", "sentence_transformers", "tests
 # The base optimizer steps k times by design; the numbers of hooks are global; times and what is ours are no counters.
 SKIPPED = (Optimizer, torch.Generator, types.ModuleType, types.FunctionType, types.MethodType, type)
 TIMES = ("time", "per_second")
-OURS = ("_hook", "_lookbehind", "_sums", "_logged_iterations", "sharpness", "alpha")
+OURS = ("_hook", "_lookbehind", "_since_log", "_sums", "_logged_iterations", "sharpness", "alpha", "ascent_")
 
 
 def numbers(thing, path="", seen=None):

@@ -143,6 +143,9 @@ class FinetuningArguments(TrainingArguments):
         default=None,
         metadata={"help": "Checkpoint to continue from: its folder, or 'last': the last complete one of --output_dir"},
     )
+    logging_steps: float = field(
+        default=0.05, metadata={"help": "Steps between two entries in the logs; below 1, a fraction of all steps."}
+    )
     metric: list[str] | None = field(
         default=None,
         metadata={"help": "Metrics of the evaluation: those of the program, or any that `evaluate` can load."},
@@ -154,6 +157,7 @@ class FinetuningArguments(TrainingArguments):
     early_stopping_threshold: float | None = field(
         default=None, metadata={"help": "Improvements up to this size do not count. Default: 0."}
     )
+    hub_deadline: float | None = field(default=None, metadata={"help": "Seconds after which a push is given up."})
 
     def __post_init__(self) -> None:
         self._check_numbers()
@@ -198,7 +202,7 @@ class FinetuningArguments(TrainingArguments):
     def _check_reserved(self) -> None:
         for f in fields(TrainingArguments):
             if is_reserved(f.name) and getattr(self, f.name) != f.default:
-                raise InputError(f"--{f.name} is reserved: pushing to the Hub is not built yet")
+                raise InputError(f"--{f.name} is not supported: the program pushes, once, and not its Trainer")
 
     def _check_early_stopping(self) -> None:
         if self.early_stopping_patience is None:
@@ -264,7 +268,7 @@ class SearchArguments:
 
 
 def is_reserved(name: str) -> bool:
-    """Whether a flag of the Trainer stands for something that the programs do not do yet."""
+    """Whether a flag of the Trainer stands for what the programs do in its place, see `sharing.py`, or not at all."""
     return name == "push_to_hub" or name.startswith("hub_")
 
 

@@ -6,7 +6,7 @@ import difflib
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from importlib import resources
 from pathlib import Path
@@ -16,9 +16,11 @@ import yaml
 from transformers import HfArgumentParser
 
 from ..config import InputError, LookbehindConfig
+from ..hub.redact import redact_flags
 from .arguments import DataArguments, FinetuningArguments, ModelArguments, SearchArguments, is_reserved
 from .paths import check_output_dir, resume_from
 from .program import one_line
+from .sharing import HUB_FLAGS, HubArguments, take_hub_arguments
 
 
 def _flag_type(hint: Any) -> Any:
@@ -78,6 +80,8 @@ class Arguments:
     lookbehind: LookbehindConfig
     search: SearchArguments
     training: FinetuningArguments
+    hub: HubArguments | None = None
+    flags: Sequence[str] = ()  # that it consists of, those of a file among them; without secrets and machine's paths
 
 
 class FlagParser(HfArgumentParser):
@@ -111,8 +115,12 @@ class FlagParser(HfArgumentParser):
             description=description,
             formatter_class=_HelpFormatter,
         )
+        # at every save is the Trainer's default
+        self.set_defaults(hub_strategy="end")
         for action in self._actions:
-            if is_reserved(action.dest):
+            if action.dest in HUB_FLAGS:
+                action.help = HUB_FLAGS[action.dest]
+            elif is_reserved(action.dest):
                 action.help = argparse.SUPPRESS
             elif isinstance(action, argparse._StoreFalseAction):
                 action.help = f"The same as --{action.dest} False."
@@ -126,7 +134,8 @@ class FlagParser(HfArgumentParser):
         Raises:
             InputError: names the flag or file, its value and what is allowed.
         """
-        values = self._values(argv)
+        given = self._all_flags(argv)
+        values = self._values(given)
         # through the text forms: alpha and rho take a number or a word, and the config says what is allowed
         settings = {name: _number_or_word(value) for name, value in values["lookbehind"].items()}
         try:
@@ -140,15 +149,27 @@ class FlagParser(HfArgumentParser):
         model.check_files()
         training = values["training"]
         output_dir = "trainer_output" if training["output_dir"] is None else training["output_dir"]
-        check_output_dir(output_dir, resume_from(training["resume_from_checkpoint"]), data.inputs() | model.inputs())
-        return Arguments(data, model, lookbehind, search, self.groups["training"](**training))
+        resume = resume_from(training["resume_from_checkpoint"])
+        self.check_output_dir(output_dir, resume, data.inputs() | model.inputs())
+        hub = take_hub_arguments(training, output_dir)
+        return Arguments(
+            data, model, lookbehind, search, self.groups["training"](**training), hub, redact_flags(given)
+        )
 
-    def _values(self, argv: Sequence[str] | None) -> dict[str, dict[str, Any]]:
-        """The values of each group by flag."""
+    def check_output_dir(self, name: str, resume: str | bool | None, inputs: Mapping[str, str | None]) -> None:
+        """Refuse a folder that cannot be written, or resumed from; see `paths.check_output_dir`."""
+        check_output_dir(name, resume, inputs)
+
+    def _all_flags(self, argv: Sequence[str] | None) -> list[str]:
+        """Those of the command line, or of the file that it names and those after it."""
         argv = [str(argument) for argument in (sys.argv[1:] if argv is None else argv)]
         if argv and argv[0].endswith((".yaml", ".yml", ".json")):
             # first, so that the flags after it override
             argv = self._flags_of_file(Path(argv[0])) + argv[1:]
+        return argv
+
+    def _values(self, argv: list[str]) -> dict[str, dict[str, Any]]:
+        """The values of each group by flag."""
         namespace, unknown = self.parse_known_args(_join_negative_numbers(argv))
         if unknown:
             self._refuse_unknown(unknown[0], argv)

@@ -17,6 +17,7 @@ from ..config import InputError
 DONE = 0
 FAILED = 1
 BAD_INPUT = 2
+NOT_PUSHED = 3
 INTERRUPTED = 130
 PREEMPTED = 143  # what a shell reports of a program that SIGTERM has ended
 
@@ -72,12 +73,13 @@ class RunStatus:
     """What became of a run, for whoever finds its folder: a launcher turns every exit code but 0 into 1.
 
     `output_dir` is set as soon as it is known to be usable; `start` is called when every input that can be checked
-    has been, right before the first file is written.
+    has been, right before the first file is written. `not_pushed` says why what is done did not get to the Hub.
     """
 
-    def __init__(self) -> None:
-        self.output_dir: Path | None = None
+    def __init__(self, output_dir: Path | None = None) -> None:
+        self.output_dir = output_dir
         self.started = False
+        self.not_pushed = ""
 
     def start(self) -> None:
         self.started = True
@@ -86,7 +88,10 @@ class RunStatus:
 
     def done(self) -> None:
         if self.started and is_main_process():
-            self._write("done", DONE, "")
+            if self.not_pushed:
+                self._write("trained, not pushed", NOT_PUSHED, self.not_pushed)
+            else:
+                self._write("done", DONE, "")
 
     def fail(self, status: str, exit_code: int, message: str) -> None:
         """Record a failure after the start, if the disk allows it.
@@ -95,14 +100,20 @@ class RunStatus:
         """
         if self.started:
             with suppress(OSError, ValueError, KeyError):
-                if self._read() == "running":
+                if self._read().get("status") == "running":
                     self._write(status, exit_code, message)
 
-    def _read(self) -> str | None:
+    def exit_code(self) -> int | None:
+        """Of the run that the folder is of, if it has ended and can be read."""
+        with suppress(OSError, ValueError):
+            return self._read().get("exit_code")
+        return None
+
+    def _read(self) -> dict[str, Any]:
         if self.output_dir is None:
-            return None
+            return {}
         path = self.output_dir / STATUS_NAME
-        return json.loads(path.read_text(encoding="utf-8"))["status"] if path.is_file() else None
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
     def _write(self, status: str, exit_code: int | None, message: str) -> None:
         if self.output_dir is None:
@@ -142,7 +153,8 @@ def no_empty_folder(path: Path) -> Iterator[None]:
 
 
 def _resume_hint(output_dir: Path | None) -> str:
-    if output_dir is not None and any(output_dir.glob("checkpoint-*")):
+    # checkpoints, or the tasks of a stream
+    if output_dir is not None and any(any(output_dir.glob(name)) for name in ("checkpoint-*", "task-*")):
         return "continue from the last checkpoint with --resume_from_checkpoint last"
     return "no checkpoint was saved"
 
@@ -161,8 +173,9 @@ def _show(show: Callable[[Any], Any], result: Any) -> None:
 def run_program(work: Callable[[RunStatus], Any], show: Callable[[Any], Any] | None = None) -> int:
     """Run `result = work(status)`, then `show(result)` where this is the main process; returns the exit code.
 
-    0: done. 2: bad input, one line on stderr; nothing written unless `status.start()` had been called. 130:
-    interrupted by the user. 143: by SIGTERM, after a checkpoint. 1: anything else, with its traceback.
+    0: done. 2: bad input, one line on stderr; nothing written unless `status.start()` had been called. 3: done, but
+    not pushed, which `status.not_pushed` says. 130: interrupted by the user. 143: by SIGTERM, after a checkpoint. 1:
+    anything else, with its traceback.
     """
     status = RunStatus()
     try:
@@ -170,6 +183,10 @@ def run_program(work: Callable[[RunStatus], Any], show: Callable[[Any], Any] | N
         status.done()
         if show is not None and is_main_process():
             _show(show, result)
+        if status.not_pushed:
+            if is_main_process():
+                sys.stderr.write(f"{status.not_pushed}\n")
+            return NOT_PUSHED
     except InputError as error:
         message = one_line(error)
         status.fail("bad input", BAD_INPUT, message)

@@ -30,6 +30,7 @@ class Task:
         metrics: of the evaluation.
         trainer_class: with `LookbehindMixin`.
         callbacks: of the training.
+        classes: their names, in the order of the model's head, where every example has one label.
     """
 
     datasets: Mapping[str, Any]
@@ -39,6 +40,7 @@ class Task:
     metrics: Metrics
     trainer_class: type[Trainer] = LookbehindTrainer
     callbacks: Sequence[TrainerCallback] = ()
+    classes: Sequence[str] = ()
 
     def make_model(self, seed: int, args: ModelArguments) -> PreTrainedModel:
         """The model, tried out on one example of the training data.
@@ -51,31 +53,36 @@ class Task:
         try_out(model, self.make_collator(model)([self.datasets["train"][0]]), args)
         return model
 
-    def make_trainer(self, model: PreTrainedModel, training: FinetuningArguments, lookbehind: LookbehindConfig) -> Any:
+    def make_trainer(
+        self, model: PreTrainedModel, training: FinetuningArguments, lookbehind: LookbehindConfig, **others: Any
+    ) -> Any:
         """The Trainer; it has built its optimizer and scheduler once, as it will again after files have been written.
+
+        Args:
+            model, training, lookbehind: as they are.
+            others: further arguments of the Trainer, or other values of those that the task has; callbacks are added.
 
         Raises:
             InputError: what the Trainer, its optimizer or scheduler refuse.
         """
-        callbacks = list(self.callbacks)
+        callbacks = [*self.callbacks, *others.pop("callbacks", ())]
         if training.early_stopping_patience is not None:
             threshold = training.early_stopping_threshold or 0.0
             callbacks.append(EarlyStoppingCallback(training.early_stopping_patience, threshold))
-        settings: dict[str, Any] = {"lookbehind_config": lookbehind, "callbacks": callbacks}
+        settings: dict[str, Any] = {
+            "train_dataset": self.datasets["train"],
+            "eval_dataset": self.datasets.get("validation"),
+            "data_collator": self.make_collator(model),
+            "processing_class": self.processing_class,
+            "compute_metrics": self.metrics,
+            "preprocess_logits_for_metrics": self.metrics.preprocess_logits,
+            "lookbehind_config": lookbehind,
+            "callbacks": callbacks,
+        }
         try:
             # the Trainer makes its folder before everything that it refuses is refused
             with no_empty_folder(Path(training.output_dir or "")):
-                trainer = self.trainer_class(
-                    model=model,
-                    args=training,
-                    train_dataset=self.datasets["train"],
-                    eval_dataset=self.datasets.get("validation"),
-                    data_collator=self.make_collator(model),
-                    processing_class=self.processing_class,
-                    compute_metrics=self.metrics,
-                    preprocess_logits_for_metrics=self.metrics.preprocess_logits,
-                    **settings,
-                )
+                trainer = self.trainer_class(model=model, args=training, **settings | others)
                 _try_optimizer_and_scheduler(trainer)
         except (ValueError, RuntimeError, ImportError) as error:
             raise InputError(one_line(error)) from error

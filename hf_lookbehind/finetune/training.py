@@ -3,7 +3,8 @@
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,15 @@ from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import logging
 
 from ..config import InputError
-from ..report import format_table
+from ..report import format_table, plot_training
+from . import card
 from .flags import Arguments, FlagParser
 from .paths import resume_from
-from .program import Preempted, RunStatus, quiet_libraries, run_program
+from .program import Preempted, RunStatus, is_main_process, no_empty_folder, quiet_libraries, run_program
 from .rho_search import RhoSearch
 from .task import Task
+
+PLOT_NAME = "training.png"
 
 
 @dataclass
@@ -25,16 +29,19 @@ class Results:
     """A finished run: what its folder holds, at hand.
 
     Attributes:
-        metrics: those of `all_results.json`; `train_gradient_passes` counts (k+1) per optimizer step.
+        metrics: those of `all_results.json`; `train_gradient_passes` counts k+1 per optimizer step, or what the
+            settings make of it.
         trainer: with the final model (the best one with `--load_best_model_at_end`).
         datasets: "train" and, where there are such, "validation" and "test"; preprocessed.
         search: the table of the search, or nothing.
+        repo_id: of the repository that the folder was pushed to, or nothing.
     """
 
     metrics: dict[str, Any]
     trainer: Any
     datasets: Mapping[str, Any]
     search: str = ""
+    repo_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -55,11 +62,11 @@ class Program:
 
         Args:
             argv: the flags; default: those of the command line.
-            status: told what happens, for `run_status.json`.
+            status: told what happens, for `run_status.json`; also why the folder was not pushed where it should be.
 
         Raises:
-            InputError: the input cannot be used; nothing has been written, but for an image that is read only in
-                training.
+            InputError: the input cannot be used, or the Hub not be written; nothing has been written, but for an image
+                that is read only in training.
             Preempted: SIGTERM has ended the training, after a checkpoint; nothing is evaluated.
         """
         with quiet_libraries():
@@ -75,7 +82,9 @@ class Program:
                 )
             training.choose_best_metric(task.metrics.keys)
             search = RhoSearch(args, task) if args.search.rho_search is not None else None
-            trainer = task.make_trainer(task.make_model(training.seed, args.model), training, args.lookbehind)
+            with no_empty_folder(status.output_dir):
+                trainer = task.make_trainer(task.make_model(training.seed, args.model), training, args.lookbehind)
+                hub = args.hub.checked(trainer.model) if args.hub is not None else None
             if search is not None:
                 # all that can be refused has been
                 status.start()
@@ -86,13 +95,16 @@ class Program:
         trainer.add_callback(counter)
         status.start()
 
-        outcome = trainer.train(resume_from_checkpoint=resume_from(training.resume_from_checkpoint))
+        with hub.checkpoints_of(trainer) if hub is not None else nullcontext():
+            outcome = trainer.train(resume_from_checkpoint=resume_from(training.resume_from_checkpoint))
         if trainer.was_preempted:
             raise Preempted
         trainer.save_model()
-        passes = (args.lookbehind.k + 1) * trainer.state.global_step
+        passes = args.lookbehind.gradient_passes(trainer.state.global_step)
         counted = {"train_samples": len(task.datasets["train"]), "train_gradient_passes": passes}
         results = _save_train_results(trainer, {**outcome.metrics, **counted}, counter)
+        if is_main_process():
+            plot_training(trainer.state.log_history, Path(training.output_dir or "") / PLOT_NAME)
         if search is not None:
             results |= search.results
             trainer.save_metrics("search", search.results)
@@ -105,7 +117,12 @@ class Program:
             found = {**(predicted.metrics or {}), "test_samples": len(task.datasets["test"])}
             trainer.save_metrics("test", found)
             results |= found
-        return Results(results, trainer, task.datasets, "" if search is None else search.table())
+        if is_main_process():
+            card.write(replace(args, hub=hub), self.prepare, trainer, results)
+        # all that is pushed is in the folder by now
+        status.not_pushed = hub.push() if hub is not None else ""
+        repo_id = hub.repo_id if hub is not None and not status.not_pushed else ""
+        return Results(results, trainer, task.datasets, "" if search is None else search.table(), repo_id)
 
     def main(self, argv: Sequence[str] | None = None) -> int:
         """`train`, a table, and an exit code (see `run_program`)."""
@@ -120,7 +137,8 @@ def _show(results: Results) -> None:
     ]
     tables = [table for table in (results.search, format_table(rows)) if table]
     sys.stdout.write("".join(f"\n{table}\n" for table in tables))
-    sys.stdout.write(f"\nsaved in {results.trainer.args.output_dir}\n")
+    pushed = f" and pushed to {results.repo_id}" if results.repo_id else ""
+    sys.stdout.write(f"\nsaved in {results.trainer.args.output_dir}{pushed}\n")
 
 
 class _StepCounter(TrainerCallback):

@@ -22,7 +22,9 @@ from ..optim.calibration import RhoCalibration
 from ..optim.lookbehind import Lookbehind
 from ..optim.stats import LookbehindStats
 from .callbacks import DeferredJITCheckpointCallback
+from .card import card_with_method, push
 from .checkpoints import last_complete_checkpoint, load_renamed_weights, warn_if_config_differs
+from .pushes import push_checkpoint
 from .search import choose_trial_settings
 from .sparing import Sparing, WholePassNeededError
 from .support import refuse_unsupported
@@ -44,9 +46,10 @@ class LookbehindMixin(_Trainer):
     weights only, and a checkpoint holds nothing but what the plain Trainer saves, beside `lookbehind_config.json`:
     resuming is exact.
 
-    Logged beside `loss` (which is that of pass 0), as means since the last log: `sharpness`, the loss at the last
-    ascent point minus `loss`; `alpha`; and, once there are any, `skipped_iterations`, the number of iterations of this
-    `train()` that met a gradient that is not finite. They leave the weights as they were.
+    Logged beside `loss` (which is that of pass 0), as means since the last log: `ascent_loss`, that at the last ascent
+    point; `sharpness`, the difference of the two; `ascent_norm`, the gradient norm that the ascent steps divide by;
+    `alpha`; and, once there are any, `skipped_iterations`, the number of iterations of this `train()` that met a
+    gradient that is not finite. They leave the weights as they were.
 
     Args:
         lookbehind_config: the settings. `LookbehindConfig(k=0)` is the plain Trainer through the same code.
@@ -199,10 +202,8 @@ class LookbehindMixin(_Trainer):
     def _record(self, stats: LookbehindStats) -> None:
         if not stats.skipped:
             self._skipped_in_a_row = 0
-            if self._is_logged(stats) and not stats.on_part:
-                # what the processes average is reduced here: one rank may call log() alone
-                sharpness = torch.tensor(stats.sharpness, device=self.args.device)
-                self._since_log["sharpness"].append(self.accelerator.reduce(sharpness, "mean").item())
+            if self._is_logged(stats):
+                self._collect(stats)
             return
         self._skipped_iterations += 1
         scaler = self.accelerator.scaler
@@ -217,6 +218,17 @@ class LookbehindMixin(_Trainer):
                 "not finite. Lower the learning rate or rho, or look at the data; the weights are those before them"
             )
 
+    def _collect(self, stats: LookbehindStats) -> None:
+        """For the next log, means over the processes; reduced here, because one rank may call log() alone."""
+        values = {} if stats.on_part else {"sharpness": stats.sharpness}
+        if stats.ascent_losses:
+            scale = self._lookbehind.gradient_scale()
+            norm = statistics.fmean(stats.grad_norms) / scale
+            values |= {"ascent_loss": stats.ascent_losses[-1], "ascent_norm": norm}
+        means = self.accelerator.reduce(torch.tensor([*values.values()], device=self.args.device), "mean")
+        for name, mean in zip(values, means.tolist(), strict=True):
+            self._since_log.setdefault(name, []).append(mean)
+
     def _is_logged(self, stats: LookbehindStats) -> bool:
         """Whether it is of a full iteration: between those of `ascent_every` are plain steps."""
         return bool(stats.ascent_losses) or self.lookbehind_config.k == 0
@@ -227,24 +239,21 @@ class LookbehindMixin(_Trainer):
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         self._lookbehind = Lookbehind(trained_module(self), self.optimizer, self.lookbehind_config)
         self._sparing = Sparing(self, self._lookbehind)
+        if self.accelerator.scaler is not None:
+            self._lookbehind.gradient_scale = self.accelerator.scaler.get_scale
         self._prepare_calibration(resume_from_checkpoint)
         optimizer = unwrap_accelerate(self.optimizer)
         # one by one: an interrupt between the two must not leave one behind
         self._hooks.append(optimizer.register_step_pre_hook(lambda *_: self._lookbehind.enter_fast_weights()))
         self._hooks.append(optimizer.register_step_post_hook(lambda *_: self._finish()))
-        self._since_log: dict[str, list[float]] = {"sharpness": [], "alpha": []}
+        self._since_log: dict[str, list[float]] = {}
         self._skipped_iterations = self._skipped_in_a_row = 0
         return prepared
 
     def _prepare_calibration(self, checkpoint: str | None) -> None:
         """With `rho="auto"`: go on with what the checkpoint had found. It outlives the training, to be saved."""
         self._calibration = self._lookbehind.calibration
-        if self._calibration is None:
-            return
-        scaler = self.accelerator.scaler
-        if scaler is not None:
-            self._lookbehind.gradient_scale = scaler.get_scale
-        found = load_calibration(checkpoint) if checkpoint is not None else None
+        found = load_calibration(checkpoint) if self._calibration is not None and checkpoint is not None else None
         if found is not None:
             self._calibration.load(found)
 
@@ -252,7 +261,7 @@ class LookbehindMixin(_Trainer):
         if self._lookbehind.is_pending:
             self._lookbehind.finish()
             if self._is_logged(self._lookbehind.stats):
-                self._since_log["alpha"].append(self._lookbehind.stats.alpha)
+                self._since_log.setdefault("alpha", []).append(self._lookbehind.stats.alpha)
 
     def _inner_training_loop(
         self,
@@ -325,12 +334,12 @@ class LookbehindMixin(_Trainer):
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs and self._lookbehind is not None:
-            logs |= {name: statistics.fmean(values) for name, values in self._since_log.items() if values}
+            logs |= {name: statistics.fmean(values) for name, values in self._since_log.items()}
             if self._calibration is not None:
                 logs["rho"] = self._calibration.rho
             if self._skipped_iterations:
                 logs["skipped_iterations"] = self._skipped_iterations
-            self._since_log = {name: [] for name in self._since_log}
+            self._since_log = {}
         super().log(logs, *args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -340,3 +349,23 @@ class LookbehindMixin(_Trainer):
                 os.makedirs(directory, exist_ok=True)
                 self.lookbehind_config.save(directory, self._calibration and self._calibration.state())
         super().save_model(output_dir, _internal_call=_internal_call)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """The Trainer's own card, with a section on the method; a card that the user wrote is kept beside it."""
+        with card_with_method(self):
+            super().create_model_card(*args, **kwargs)
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """`Trainer.push_to_hub` by `hf_lookbehind.hub.push_folder`: a model's files alone, within a deadline."""
+        return push(self, commit_message, blocking, token, revision, private, kwargs)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        push_checkpoint(self, checkpoint_folder)

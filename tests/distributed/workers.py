@@ -23,6 +23,7 @@ METHODS = {
     "lookbehind-asam-adaptive-global": dict(k=3, rho=0.03, ascent="asam", alpha="adaptive-global"),
 }
 # global batch 8 of 24 images: three windows in each epoch, whatever the number of processes
+LOGGED = ("loss", "sharpness", "alpha", "ascent_loss", "ascent_norm")  # the latter two only where there is an ascent
 RUN = dict(max_steps=6, learning_rate=1e-3)
 
 
@@ -38,7 +39,7 @@ def train_all(output_dir, batch, accumulation, methods=METHODS, n=24, **options)
         logs = trainer.state.log_history[:-1]
         results[name] = (
             weights_of(trainer.model),
-            {key: [log[key] for log in logs] for key in ("loss", "sharpness", "alpha")},
+            {key: [log.get(key, 0.0) for log in logs] for key in LOGGED},
             type(trainer.model_wrapped).__name__,
         )
     return results

@@ -78,8 +78,12 @@ def test_every_field_of_the_config_has_a_flag_and_its_help(parser, name):
         (["--seed", "4294967296"], "--seed 4294967296 is not allowed"),
         (["--data_seed", "4294967296"], "--data_seed 4294967296 is not allowed"),
         (["--model_name_or_path", "./" + "x" * 300], "there is no such model folder"),
-        (["--push_to_hub"], "--push_to_hub is reserved"),
-        (["--hub_token", "x"], "--hub_token is reserved"),
+        (["--hub_always_push"], "--hub_always_push is not supported"),
+        (["--hub_model_id", "user/model"], "--hub_model_id needs --push_to_hub"),
+        (["--hub_token", "hf_secret"], "--hub_token needs --push_to_hub"),
+        (["--push_to_hub", "--hub_strategy", "checkpoint"], "--hub_strategy checkpoint is not supported"),
+        (["--push_to_hub", "--hub_deadline", "0"], "--hub_deadline 0.0 is not allowed"),
+        (["--push_to_hub", "--hub_model_id", "a/b/c"], "--hub_model_id 'a/b/c' is not the name of a repository"),
         (["--learning_rate", "nan"], "--learning_rate nan is not allowed"),
         (["--per_device_train_batch_size", "0"], "--per_device_train_batch_size 0 is not allowed: 1 or more"),
         (["--num_train_epochs", "-1"], "--num_train_epochs -1.0 is not allowed: more than 0"),
@@ -240,11 +244,29 @@ def test_a_bare_name_is_looked_up_among_the_recipes(tmp_path, monkeypatch):
         parser.parse(["./nowhere/vit_digits.yaml"])
 
 
+def test_a_folder_that_contains_the_working_directory_is_not_pushed(parser, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for folder in (".", str(tmp_path), ".."):
+        with pytest.raises(InputError, match="--output_dir .* cannot be pushed: it contains the working directory"):
+            parser.parse(["--push_to_hub", "--output_dir", folder])
+    assert parser.parse(["--push_to_hub", "--output_dir", "out"]).hub.repo_id == "out"
+
+
+def test_the_trainer_is_told_nothing_of_the_hub(parse):
+    args = parse(
+        "--push_to_hub", "--hub_model_id", "user/model", "--hub_token", "hf_canary", "--hub_private_repo", "true"
+    )
+    assert (args.hub.repo_id, args.hub.token, args.hub.private) == ("user/model", "hf_canary", True)
+    assert not args.training.push_to_hub and args.training.hub_model_id is None
+    assert "hf_canary" not in repr(vars(args.training)) and "hf_canary" not in repr(args)
+
+
 def test_help_is_grouped_and_starts_with_the_examples(parser):
     text = parser.format_help()
     heads = [text.index(head) for head in ("    program --k 2", "\nData:", "\nModel:", "\nLookbehind:", "\nTraining")]
     assert heads == sorted(heads)
-    assert "--learning_rate" in text and "--learning-rate" not in text and "--hub_token" not in text
+    assert "--learning_rate" in text and "--learning-rate" not in text and "--hub_always_push" not in text
 
 
 def test_the_best_model_is_chosen_by_the_metric(parse):

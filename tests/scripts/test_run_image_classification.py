@@ -173,7 +173,7 @@ BAD_INPUT = {
         lambda tmp: [*DIGITS, "--train_val_split", "0", "--eval_strategy", "epoch"],
         "--eval_strategy",
     ),
-    "push": (lambda tmp: [*DIGITS, "--push_to_hub"], "--push_to_hub"),
+    "push": (lambda tmp: [*DIGITS, "--push_to_hub"], "--push_to_hub to out would fail: HF_HUB_OFFLINE is set"),
     "output is input": (
         lambda tmp: ["--train_dir", save_folders(tmp / "data"), "--output_dir", str(tmp / "data")],
         "it is the folder of --train_dir",

@@ -117,7 +117,11 @@ BAD_INPUT = {
         "their columns differ",
     ),
     "no text column to validate on": (
-        lambda tmp, model: [*on(tmp), "--validation_file", table(tmp / "v.csv", x=lambda t, k: t, label=lambda t, k: k)],
+        lambda tmp, model: [
+            *on(tmp),
+            "--validation_file",
+            table(tmp / "v.csv", x=lambda t, k: t, label=lambda t, k: k),
+        ],
         "the split 'validation' has no column 'text'; its columns are x, label",
     ),
     "no text column": (

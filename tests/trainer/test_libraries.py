@@ -13,7 +13,7 @@ from tests.models import max_difference, weights_of
 from tests.walk import differing, numbers
 
 NO_PERTURBATION = dict(k=1, rho=0, alpha=1)
-OURS = {"sharpness", "alpha"}
+OURS = {"sharpness", "alpha", "ascent_loss", "ascent_norm"}
 
 
 def train(case, folder, config=None, **overrides):

@@ -56,11 +56,12 @@ def test_saved_weights_are_the_slow_ones_and_the_config_lies_beside_them(tmp_pat
 def test_logs_are_means_since_the_last_log(tmp_path):
     each = train(tmp_path, dict(k=2, rho=0.1), max_steps=6).state.log_history[:-1]
     by_three = train(tmp_path, dict(k=2, rho=0.1), max_steps=6, logging_steps=3).state.log_history[:-1]
-    for name in ("loss", "sharpness", "alpha"):
+    for name in ("loss", "sharpness", "alpha", "ascent_loss", "ascent_norm"):
         for i in range(2):
             expected = sum(log[name] for log in each[3 * i : 3 * i + 3]) / 3
             assert by_three[i][name] == pytest.approx(expected, rel=1e-5)
-    assert each[0]["alpha"] == 0.5 and all(log["sharpness"] > 0 for log in each)
+    assert each[0]["alpha"] == 0.5 and all(log["sharpness"] > 0 and log["ascent_norm"] > 0 for log in each)
+    assert all(log["ascent_loss"] == pytest.approx(log["loss"] + log["sharpness"], rel=1e-5) for log in each)
     assert all("skipped_iterations" not in log for log in each)
 
 

@@ -1,0 +1,74 @@
+"""The card of a finished run: what its Trainer knows, and what its flags say."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..hub import LookbehindCardData
+from ..hub.model_card import save
+from ..hub.redact import command
+from ..trainer.card import card_data, results_of
+from .flags import Arguments
+from .paths import exists
+from .rho_search import PLOT_NAME as SEARCH_PLOT_NAME
+from .sharing import HUB_FLAGS
+
+# What --dataset_name knows beside the Hub's.
+BUILT_IN = {"digits": "scikit-learn digits"}
+FIGURES = {
+    "training.png": "Loss, sharpness, alpha and learning rate over the steps of the training",
+    SEARCH_PLOT_NAME: "Validation metric over rho",
+}
+
+
+def write(args: Arguments, program: Callable[..., Any], trainer: Any, metrics: Mapping[str, Any]) -> None:
+    """`README.md` in the folder of a run, by the main process; a card that the user wrote is kept beside it.
+
+    Args:
+        args: that the run was started with.
+        program: a function of its script.
+        trainer: with the final model.
+        metrics: those of `all_results.json`.
+    """
+    folder = Path(trainer.args.output_dir)
+    save(_gather(args, program, trainer, metrics, folder), folder)
+
+
+def _gather(
+    args: Arguments, program: Callable[..., Any], trainer: Any, metrics: Mapping[str, Any], folder: Path
+) -> LookbehindCardData:
+    data, repo_id = card_data(trainer), args.hub.repo_id if args.hub is not None else None
+    results = []
+    for prefix, split in (
+        ("eval", args.data.validation_split or "validation"),
+        ("test", args.data.test_split or "test"),
+    ):
+        results += results_of(metrics, prefix, split, metrics.get(f"{prefix}_samples", 0))
+    dataset, dataset_name = _dataset(args.data)
+    name = Path(inspect.getfile(program)).stem.removeprefix("run_").replace("_", "-")
+    return replace(
+        data,
+        model_name=data.model_name if repo_id is None else repo_id.split("/")[-1],
+        repo_id=repo_id,
+        dataset=dataset,
+        dataset_name=dataset_name,
+        dataset_config=args.data.dataset_config_name,
+        results=results,
+        figures={path: text for path, text in FIGURES.items() if (folder / path).is_file()},
+        command=command(f"hf-lookbehind {name}", args.flags, leave_out=[f"--{flag}" for flag in HUB_FLAGS]),
+    )
+
+
+def _dataset(args: Any) -> tuple[str | None, str | None]:
+    """The id on the Hub, if it has one, and what to call it: of a file or folder, its name without the way to it."""
+    name = args.dataset_name
+    if name in BUILT_IN:
+        return None, BUILT_IN[name]
+    if name is not None and not exists(name):
+        return name, name
+    local = (
+        [name] if name is not None else [getattr(args, "train_dir", None), *(getattr(args, "train_file", None) or ())]
+    )
+    return None, ", ".join(Path(path).expanduser().resolve().name for path in local if path) or None

@@ -1,0 +1,72 @@
+"""What may be read by everyone of a command line: no secrets, no paths of a machine."""
+
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import PurePosixPath, PureWindowsPath
+
+REDACTED = "REDACTED"
+# "tokenizer_name" and its kin are none
+_SECRET_FLAG = re.compile(r"(^|[-_])(token|secret|password|passwd|api[-_]?key|credentials?)($|[-_])", re.IGNORECASE)
+_TOKEN = re.compile(r"\b(hf|api_org)_[A-Za-z0-9]{6,}")
+_USER_OF_URL = re.compile(r"(?<=://)[^/\s@]+@")
+# directories before a name, inside of a longer value
+_DIRECTORIES = re.compile(r"""(?<![\w.:/~-])(?:~[\w-]*|\.\.)?/(?:[^\s,;:"'=]*/)?""")
+
+
+def redact(text: str) -> str:
+    """A text without access tokens, users and passwords of URLs, and the directories of absolute paths.
+
+    Example:
+        >>> redact("/home/jane/data.csv and https://jane:pw@host/x with hf_abcdefgh")
+        'data.csv and https://host/x with REDACTED'
+    """
+    text = _USER_OF_URL.sub("", _TOKEN.sub(REDACTED, text))
+    return _DIRECTORIES.sub("", text)
+
+
+def redact_flags(argv: Sequence[str]) -> list[str]:
+    """Words of a command line, redacted; so are the values of flags whose name speaks of a secret.
+
+    Example:
+        >>> redact_flags(["--k", "2", "--hub_token", "abc", "--token=abc", "--output_dir", "/home/jane/my runs/a"])
+        ['--k', '2', '--hub_token', 'REDACTED', '--token=REDACTED', '--output_dir', 'a']
+    """
+    words, is_secret = [], False
+    for word in argv:
+        flag, equals, value = word.partition("=")
+        if word.startswith("--"):
+            is_secret = _SECRET_FLAG.search(flag[2:]) is not None
+            words.append(flag + equals + (_redact_value(value, is_secret) if equals else ""))
+        else:
+            words.append(_redact_value(word, is_secret))
+    return words
+
+
+def command(program: str, argv: Sequence[str], leave_out: Sequence[str] = ()) -> str:
+    """A command line as one can type it, a flag per line, without the flags (and their values) that are left out.
+
+    Example:
+        >>> print(command("hf-lookbehind clm", ["--k", "2", "--output_dir", "my runs"]))
+        hf-lookbehind clm \\
+            --k 2 \\
+            --output_dir 'my runs'
+    """
+    lines = [program]
+    for word in map(shlex.quote, argv):
+        if word.startswith("--"):
+            lines.append(word)
+        else:
+            lines[-1] += f" {word}"
+    flags = (line for line in lines[1:] if line.split()[0].partition("=")[0] not in leave_out)
+    return " \\\n    ".join([lines[0], *flags])
+
+
+def _redact_value(value: str, is_secret: bool) -> str:
+    if is_secret:
+        return REDACTED
+    if re.match(r"[A-Za-z]:[\\/]|\\\\", value):
+        return PureWindowsPath(value).name
+    if value.startswith(("/", "~")):
+        return PurePosixPath(value).name
+    return redact(value)

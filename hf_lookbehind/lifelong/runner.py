@@ -1,0 +1,290 @@
+"""Training one model on a stream of tasks, with a folder from which a run that was cut short goes on exactly."""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from ..config import InputError
+from ..optim.shards import is_main_process
+from ..trainer.checkpoints import last_complete_checkpoint
+from .memory import ReplayMemory
+from .metrics import average_accuracy, backward_transfer, forgetting, forward_transfer, learning_accuracy
+from .replay import NoReplay
+from .tasks import HeadMask, TaskSequence
+
+STREAM_NAME, BASELINE_NAME, RESULT_NAME = "stream.json", "baseline.json", "task_results.json"
+MEMORY_NAME, OPTIMIZER_NAME = "memory.safetensors", "optimizer_state.pt"
+END = "end"
+
+
+@dataclass
+class SequenceResult:
+    """What became of a stream.
+
+    Attributes:
+        tasks: their names.
+        matrix: `matrix[i][j]`, accuracy on task j after training on task i; None where it was not measured.
+        baseline: accuracy of the untrained model on each task; None in the class-incremental scenario, where there is
+            nothing to be told of classes to come.
+        steps: optimizer steps, by task.
+        gradient_passes: gradients in units of one window of the task's own examples, by task.
+        runtime: seconds of training, by task; of its last part only where a task was resumed.
+        final: folder of the final model.
+        validation: accuracy of the final model on the validation data of each task, where there is any.
+        trainer: of the last task, with the final model; None where that had been trained before.
+        finished: False where SIGTERM has ended the training, after a checkpoint.
+    """
+
+    tasks: list[str]
+    matrix: list[list[float | None]]
+    baseline: list[float] | None
+    steps: list[int]
+    gradient_passes: list[float]
+    runtime: list[float]
+    final: Path
+    validation: list[float] | None = None
+    trainer: Any = None
+    finished: bool = True
+
+    def metrics(self) -> dict[str, float]:
+        """The measures of `metrics.py` and the cost, flat."""
+        found = {
+            "average_accuracy": average_accuracy(self.matrix),
+            "learning_accuracy": learning_accuracy(self.matrix),
+            "forgetting": forgetting(self.matrix),
+            "backward_transfer": backward_transfer(self.matrix),
+        }
+        if self.baseline is not None:
+            found["forward_transfer"] = forward_transfer(self.matrix, self.baseline)
+        cost = {
+            "train_steps": sum(self.steps),
+            "train_gradient_passes": sum(self.gradient_passes),
+            "train_runtime": sum(self.runtime),
+        }
+        return found | cost
+
+
+def train_sequence(
+    make_trainer: Callable[..., Any],
+    tasks: TaskSequence,
+    replay: NoReplay | None = None,
+    *,
+    output_dir: str | Path,
+    keep_optimizer: bool = False,
+    resume: bool = False,
+) -> SequenceResult:
+    """Train on one task after another, and after each measure the accuracy on all tasks seen.
+
+    Every task starts from what the one before has left in its folder, also in a run that is not interrupted: the
+    weights, the memory and, if it is kept, the state of the optimizer. The learning rate's schedule starts anew. In
+    the task- and domain-incremental scenarios all tasks are measured, the untrained model too, for forward transfer.
+
+    Args:
+        make_trainer: gives a Trainer with `LookbehindMixin` around a new model with its initial weights, always the
+            same. It is called for every task and hands its arguments on to the Trainer: `output_dir` (in its
+            TrainingArguments), `train_dataset`, `compute_metrics`, `preprocess_logits_for_metrics` and, where they are
+            needed, `compute_loss_func`, `transform_gradient`, `callbacks`.
+        tasks: the stream.
+        replay: how earlier tasks are brought to mind; default: not at all. Its memory is filled here.
+        output_dir: keeps `task-1/`, `task-2/`, ...: the checkpoints of a task under way, and in `end/` the model, the
+            memory and the accuracies after it.
+        keep_optimizer: go on with the state of the base optimizer (its moments) in the next task.
+        resume: go on with the run whose folder this is, in the middle of a task if that had a checkpoint.
+
+    Returns:
+        The accuracies, the cost and the folder of the final model. Up to the seconds, a run that was cut short and
+        resumed gives the same as one that was not, to the bit.
+
+    Raises:
+        InputError: a memory smaller than the number of classes; the folder holds a run, and `resume` is not given, or
+            one of another stream.
+
+    Example:
+        def make_trainer(output_dir, **settings):
+            torch.manual_seed(0)
+            args = TrainingArguments(output_dir, num_train_epochs=2)
+            return LookbehindTrainer(make_model(), args, lookbehind_config=LookbehindConfig(k=2), **settings)
+
+        stream = TaskSequence.by_classes(train, test, classes_per_task=2)
+        replay = make_replay("balanced", memory_size=200)
+        result = train_sequence(make_trainer, stream, replay, output_dir="runs/stream")
+        print(result.metrics())
+    """
+    replay = replay or NoReplay()
+    root = Path(output_dir)
+    stream = check_stream(tasks, replay, output_dir=root, keep_optimizer=keep_optimizer, resume=resume)
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()  # all processes have looked before one of them writes
+    if is_main_process() and not resume:
+        root.mkdir(parents=True, exist_ok=True)
+        _write(root / STREAM_NAME, stream)
+    measured_all = tasks.scenario != "class"
+    baseline = _baseline(make_trainer, tasks, root) if measured_all else None
+    rows: list[dict[str, Any]] = []
+    trainer = None
+    for current in range(len(tasks)):
+        end = _folder(root, current) / END
+        if not end.is_dir():
+            trainer = _train_task(make_trainer, tasks, replay, current, root, keep_optimizer)
+            if trainer.was_preempted:
+                break
+        rows.append(json.loads((end / RESULT_NAME).read_text(encoding="utf-8")))
+    return SequenceResult(
+        tasks=tasks.names,
+        matrix=[row["accuracies"] for row in rows],
+        baseline=baseline,
+        steps=[row["steps"] for row in rows],
+        gradient_passes=[row["gradient_passes"] for row in rows],
+        runtime=[row["runtime"] for row in rows],
+        final=_folder(root, len(tasks) - 1) / END,
+        validation=rows[-1]["validation"] if rows else None,
+        trainer=trainer,
+        finished=len(rows) == len(tasks),
+    )
+
+
+def _train_task(
+    make_trainer: Callable[..., Any],
+    tasks: TaskSequence,
+    replay: NoReplay,
+    current: int,
+    root: Path,
+    keep_optimizer: bool,
+) -> Any:
+    """Train on one task and leave its end behind, unless SIGTERM has ended the training; returns the Trainer."""
+    folder = _folder(root, current)
+    before = _folder(root, current - 1) / END if current else None
+    if replay.memory is not None and before is not None:
+        replay.memory = ReplayMemory.load(before / MEMORY_NAME)
+    mask = tasks.mask(current)
+    trainer = make_trainer(output_dir=str(folder), **_rating(mask), **replay.settings(tasks, current))
+    if before is not None:
+        trainer._load_from_checkpoint(str(before))
+        if keep_optimizer:
+            _load_optimizer(trainer, before / OPTIMIZER_NAME)
+    replay.attach(trainer)
+    start = time.perf_counter()
+    trainer.train(resume_from_checkpoint=last_complete_checkpoint(folder))
+    if trainer.was_preempted:
+        return trainer
+    steps = trainer.state.global_step
+    is_last = current == len(tasks) - 1
+    seen = current + 1 if tasks.scenario == "class" else len(tasks)
+    tests, validation = [task.test for task in tasks], [task.validation for task in tasks]
+    result = {
+        "task": tasks[current].name,
+        "runtime": time.perf_counter() - start,
+        "steps": steps,
+        "gradient_passes": replay.gradient_passes(trainer.lookbehind_config, steps),
+        "accuracies": _accuracies(trainer, tests[:seen]) + [None] * (len(tasks) - seen),
+        "validation": _accuracies(trainer, validation) if is_last and None not in validation else None,
+    }
+    if replay.memory is not None:
+        replay.memory.add(tasks[current].train)
+    _leave(trainer, folder, result, replay.memory, keep_optimizer)
+    return trainer
+
+
+def _leave(
+    trainer: Any, folder: Path, result: dict[str, Any], memory: ReplayMemory | None, keep_optimizer: bool
+) -> None:
+    """Write what the next task starts from; renamed into place, it is there in full or not at all."""
+    unfinished = folder / f"{END}.unfinished"
+    trainer.save_model(str(unfinished))
+    if trainer.is_world_process_zero():
+        if memory is not None:
+            memory.save(unfinished / MEMORY_NAME)
+        if keep_optimizer:
+            torch.save(trainer.optimizer.state_dict()["state"], unfinished / OPTIMIZER_NAME)
+        _write(unfinished / RESULT_NAME, result)
+        os.replace(unfinished, folder / END)
+        # nothing will resume from them any more
+        for checkpoint in folder.glob("checkpoint-*"):
+            shutil.rmtree(checkpoint)
+    trainer.accelerator.wait_for_everyone()
+
+
+def _load_optimizer(trainer: Any, path: Path) -> None:
+    """The moments of the task before; learning rates and the like are those of the new optimizer."""
+    optimizer = trainer.create_optimizer()
+    state = torch.load(path, weights_only=True, map_location="cpu")
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+
+
+# ---- accuracies ----
+
+
+def _rating(mask: HeadMask) -> dict[str, Any]:
+    """Arguments of a Trainer that trains and is rated under a mask."""
+    loss = {} if mask.allowed is None else {"compute_loss_func": mask.loss}
+    return {"preprocess_logits_for_metrics": mask.predict, "compute_metrics": _accuracy, **loss}
+
+
+def _accuracy(prediction: Any) -> dict[str, float]:
+    return {"accuracy": float(np.mean(prediction.predictions == prediction.label_ids))}
+
+
+def _accuracies(trainer: Any, datasets: Sequence[Any]) -> list[float | None]:
+    return [trainer.predict(dataset).metrics["test_accuracy"] for dataset in datasets]
+
+
+def _baseline(make_trainer: Callable[..., Any], tasks: TaskSequence, root: Path) -> list[float]:
+    """The accuracies of the untrained model, by a Trainer of their own: it draws nothing from a training."""
+    path = root / BASELINE_NAME
+    if not path.is_file():
+        folder, settings = _folder(root, 0), NoReplay().settings(tasks, 0)
+        trainer = make_trainer(output_dir=str(folder), **_rating(tasks.mask(0)), **settings)
+        accuracies = _accuracies(trainer, [task.test for task in tasks])
+        if trainer.is_world_process_zero():
+            _write(path, accuracies)
+        trainer.accelerator.wait_for_everyone()
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+# ---- the folder ----
+
+
+def _folder(root: Path, current: int) -> Path:
+    return root / f"task-{current + 1}"
+
+
+def check_stream(
+    tasks: TaskSequence, replay: NoReplay, *, output_dir: str | Path, keep_optimizer: bool, resume: bool
+) -> dict[str, Any]:
+    """Whether `train_sequence` can go ahead; nothing is written.
+
+    Returns:
+        What tells the stream from another, as plain data.
+
+    Raises:
+        InputError: a memory smaller than the number of classes, or a folder that holds what it should not.
+    """
+    replay.check(tasks)
+    parts = [[task.name, len(task.train), len(task.test), list(task.classes)] for task in tasks]
+    stream = {"tasks": parts, "scenario": tasks.scenario, "keep_optimizer": keep_optimizer} | replay.describe()
+    folder, path = str(output_dir), Path(output_dir) / STREAM_NAME
+    if path.is_file() != resume:
+        problem = "holds no stream to resume" if resume else "already holds a stream: give another folder, or resume"
+        raise InputError(f"output_dir={folder!r} {problem}")
+    if resume:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        differing = sorted(name for name in stream.keys() | saved.keys() if stream.get(name) != saved.get(name))
+        if differing:
+            raise InputError(f"output_dir={folder!r} holds another stream: {', '.join(differing)} differ")
+    return stream
+
+
+def _write(path: Path, content: dict[str, Any] | Sequence[Any]) -> None:
+    """Renamed into place, so that a reader never finds half a file."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    unfinished.replace(path)

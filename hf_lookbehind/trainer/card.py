@@ -1,0 +1,255 @@
+"""What a Trainer knows for a model card; its cards and pushes, with what the method did."""
+
+# The Trainer annotates as optional what it sets before training.
+# pyright: reportOptionalMemberAccess=false, reportAttributeAccessIssue=false
+
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import CommitInfo, HfApi, ModelCard
+from transformers import PreTrainedModel, Trainer
+from transformers.trainer_utils import SchedulerType
+
+from ..config import LookbehindConfig
+from ..hub.files import CARD_NAME
+from ..hub.model_card import TAGS, LookbehindCardData, Result, keep_own_card, render_method, write_card
+from ..hub.push import NotPushedError, push_command, push_folder
+
+# By what the name of a model's class ends with: its task on the Hub, and the class that loads such models.
+TASKS = {
+    "ForImageClassification": ("image-classification", "AutoModelForImageClassification"),
+    "ForSequenceClassification": ("text-classification", "AutoModelForSequenceClassification"),
+    "ForTokenClassification": ("token-classification", "AutoModelForTokenClassification"),
+    "ForQuestionAnswering": ("question-answering", "AutoModelForQuestionAnswering"),
+    "ForMaskedLM": ("fill-mask", "AutoModelForMaskedLM"),
+    "ForCausalLM": ("text-generation", "AutoModelForCausalLM"),
+    "LMHeadModel": ("text-generation", "AutoModelForCausalLM"),
+    "ForConditionalGeneration": ("text2text-generation", "AutoModelForSeq2SeqLM"),
+}
+PACKAGES = ("hf_lookbehind", "transformers", "torch", "datasets", "peft")
+# What the Trainer reports of an evaluation beside its metrics.
+_NO_METRICS = ("runtime", "samples_per_second", "steps_per_second", "samples", "model_preparation_time", "jit_compile")
+
+
+def card_data(trainer: Any) -> LookbehindCardData:
+    """What a trainer knows of its model. Called by the main process alone; asks neither the others nor the Hub."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    is_adapter = hasattr(model, "peft_config")
+    inner = model.get_base_model() if is_adapter else model
+    task, loader = _task_of(inner)
+    if loader is not None and is_adapter:
+        loader = loader.replace("Auto", "AutoPeft")
+    elif loader is None and isinstance(model, PreTrainedModel):
+        loader = type(model).__name__
+    base = _base_name(model, inner)
+    is_on_hub = base is not None and not os.path.exists(base)
+    settings = resolved_settings(trainer)
+    return LookbehindCardData(
+        model_name=Path(trainer.args.output_dir).absolute().name,
+        settings=settings,
+        base_optimizer=_optimizer_in_words(trainer),
+        model_class=loader,
+        processor_class=_loader_of(trainer.processing_class),
+        library="peft" if is_adapter else "transformers",
+        base_model=base if is_on_hub else None,
+        base_name=None if base is None else base if is_on_hub else Path(base).name,
+        base_revision=getattr(getattr(inner, "config", None), "_commit_hash", None) if is_on_hub else None,
+        license=_license_in(base),
+        results=_last_evaluation(trainer),
+        pipeline_tag=task,
+        saved_weights=_saved_weights(trainer),
+        cost=_cost(trainer, settings),
+        hyperparameters=_hyperparameters(trainer),
+        versions={name: metadata.version(name) for name in PACKAGES if name != "peft" or is_adapter},
+    )
+
+
+def resolved_settings(trainer: Any) -> LookbehindConfig:
+    """With what `rho="auto"` has found."""
+    settings = trainer.lookbehind_config.resolved()
+    calibration = trainer._calibration
+    return settings if calibration is None else replace(settings, rho=calibration.rho)
+
+
+def results_of(metrics: Mapping[str, Any], prefix: str, split: str, examples: int) -> list[Result]:
+    """The metrics among what an evaluation reports, the loss last."""
+    found = {name.removeprefix(f"{prefix}_"): v for name, v in metrics.items() if name.startswith(f"{prefix}_")}
+    names = sorted((name for name in found if name not in _NO_METRICS), key=lambda name: name == "loss")
+    return [
+        Result(split, name, float(found[name]), examples) for name in names if isinstance(found[name], int | float)
+    ]
+
+
+@contextmanager
+def card_with_method(trainer: Trainer) -> Iterator[None]:
+    """In the block something writes the Trainer's card; then it gets a section on the method, in the main process.
+
+    A card that the user wrote is kept beside it.
+    """
+    folder, is_main = str(trainer.args.output_dir), trainer.is_world_process_zero()
+    if is_main:
+        keep_own_card(folder)
+    yield
+    path = Path(folder) / CARD_NAME
+    if not is_main or not path.is_file():
+        return
+    data, card = card_data(trainer), ModelCard.load(path)
+    card.data.tags = list(dict.fromkeys([*(card.data.tags or ()), *TAGS]))
+    # a folder of this machine, or an empty name, is no model of the Hub
+    if data.base_model is not None:
+        card.data.base_model = data.base_model
+    elif isinstance(card.data.base_model, str) and (not card.data.base_model or os.path.exists(card.data.base_model)):
+        card.data.base_model = None
+    text = card.text.replace("](https://huggingface.co/)", "](https://huggingface.co)")
+    if data.base_name is not None and data.base_model is None:
+        text = text.replace(
+            "This model was trained from scratch on", f"This model is `{data.base_name}`, fine-tuned on"
+        )
+    card.text = f"{text.rstrip()}\n\n{render_method(data)}\n## Citations\n\n{data.citations()}\n"
+    # its own marks stand at the end of the text
+    write_card(str(card), folder)
+
+
+def push(
+    trainer: Any,
+    commit_message: str | None,
+    blocking: bool,
+    token: str | None,
+    revision: str | None,
+    private: bool | None,
+    card_options: Mapping[str, Any],
+) -> CommitInfo | Future[CommitInfo] | None:
+    """`Trainer.push_to_hub`: everything is on disk before the Hub is asked, and only a model's files are uploaded.
+
+    Raises:
+        InputError: the folder cannot be pushed, see `push_folder`.
+        NotPushedError: the Hub cannot be reached, refuses, or does not answer in time; the model is in the folder.
+    """
+    args = trainer.args
+    trainer.callback_handler.on_push_begin(args, trainer.state, trainer.control)
+    trainer.save_model(_internal_call=True)
+    if not trainer.is_world_process_zero():
+        return None
+    repo_id = trainer.hub_model_id or args.hub_model_id or Path(args.output_dir).absolute().name
+    tags = card_options.get("tags") or []
+    tags = [*([tags] if isinstance(tags, str) else tags), *(getattr(trainer.model, "model_tags", None) or ())]
+    options = {"model_name": repo_id.split("/")[-1], **card_options, **({"tags": tags} if tags else {})}
+    trainer.create_model_card(**options)
+    private, revision = args.hub_private_repo if private is None else private, revision or args.hub_revision
+
+    def upload() -> CommitInfo:
+        try:
+            return push_folder(
+                args.output_dir,
+                repo_id,
+                token=token or args.hub_token,
+                private=private,
+                revision=revision,
+                commit_message=commit_message or "End of training",
+            )
+        except NotPushedError as error:
+            later = push_command(args.output_dir, repo_id, private=private, revision=revision)
+            raise NotPushedError(f"{error}. The model is in {args.output_dir}; push it with: {later}") from error
+
+    return upload() if blocking else HfApi().run_as_future(upload)
+
+
+def _task_of(model: Any) -> tuple[str | None, str | None]:
+    name = type(model).__name__
+    return next((found for ending, found in TASKS.items() if name.endswith(ending)), (None, None))
+
+
+def _loader_of(processor: Any) -> str | None:
+    if processor is None:
+        return None
+    kinds = {"Tokenizer": "AutoTokenizer", "ImageProcessor": "AutoImageProcessor", "Feature": "AutoFeatureExtractor"}
+    names = [kind.__name__ for kind in type(processor).__mro__]
+    return next((auto for word, auto in kinds.items() if any(word in name for name in names)), "AutoProcessor")
+
+
+def _base_name(model: Any, inner: Any) -> str | None:
+    """The id or folder of the model that was fine-tuned, if there was one."""
+    if hasattr(model, "peft_config"):
+        return next(iter(model.peft_config.values())).base_model_name_or_path or None
+    return getattr(getattr(inner, "config", None), "_name_or_path", "") or None
+
+
+def _license_in(base: str | None) -> str | None:
+    """Of a base model in a local folder that has a card; the Hub is not asked."""
+    card = Path(base or "", CARD_NAME)
+    return ModelCard.load(card, ignore_metadata_errors=True).data.license if base and card.is_file() else None
+
+
+def _optimizer_in_words(trainer: Any) -> str:
+    args = trainer.args
+    name = getattr(args.optim, "value", args.optim)
+    return f"{name}, learning rate {args.learning_rate:g}, weight decay {args.weight_decay:g}"
+
+
+def _last_evaluation(trainer: Any) -> list[Result]:
+    data = trainer.eval_dataset
+    examples = len(data) if hasattr(data, "__len__") and not isinstance(data, dict) else 0
+    logged = next((logs for logs in reversed(trainer.state.log_history) if "eval_loss" in logs), {})
+    return results_of(logged, "eval", "validation", examples) if examples else []
+
+
+def _saved_weights(trainer: Any) -> str:
+    if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint:
+        return f"The saved weights are those of the checkpoint with the best {trainer.args.metric_for_best_model}."
+    slow = "slow weights" if trainer.lookbehind_config.k else "weights"
+    return f"The saved weights are the {slow} after the last step."
+
+
+def _cost(trainer: Any, settings: LookbehindConfig) -> dict[str, str]:
+    steps = trainer.state.global_step
+    runtime = next(
+        (logs["train_runtime"] for logs in reversed(trainer.state.log_history) if "train_runtime" in logs), 0
+    )
+    return {
+        "optimizer steps": f"{steps}",
+        "gradient passes per step": f"{settings.gradient_passes(1_000_000) / 1_000_000:.3g}",
+        "wall time of the training": f"{runtime:.3g} s" if runtime else "not measured",
+        "peak memory": _peak_memory(),
+        "hardware": _hardware(trainer),
+    }
+
+
+def _peak_memory() -> str:
+    if not torch.cuda.is_available():
+        return "not measured"
+    return f"{torch.cuda.max_memory_allocated() / 2**30:.2f} GiB, of one GPU"
+
+
+def _hardware(trainer: Any) -> str:
+    count = trainer.args.world_size
+    processes = "one process" if count == 1 else f"{count} processes"
+    if trainer.args.device.type == "cuda":
+        return f"{count} x {torch.cuda.get_device_name(trainer.args.device)}"
+    kind = f"CPU ({platform.machine()})" if trainer.args.device.type == "cpu" else trainer.args.device.type.upper()
+    return f"{processes} on {kind}"
+
+
+def _hyperparameters(trainer: Any) -> dict[str, str]:
+    args = trainer.args
+    batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    length = f"{args.max_steps} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
+    precision = "bfloat16 (autocast)" if args.bf16 else "float16 (autocast)" if args.fp16 else ""
+    return {
+        "seed": f"{args.seed}",
+        "length": length,
+        "batch": f"{batch} ({args.train_batch_size} per device, {args.gradient_accumulation_steps} accumulated)",
+        "learning rate": f"{args.learning_rate:g}, {SchedulerType(args.lr_scheduler_type).value}",
+        "warm-up": f"{args.warmup_steps:g}" if args.warmup_steps else "",
+        "weight decay": f"{args.weight_decay:g}",
+        "gradient clipping": f"{args.max_grad_norm:g}" if args.max_grad_norm and args.max_grad_norm > 0 else "",
+        "label smoothing": f"{args.label_smoothing_factor:g}" if args.label_smoothing_factor else "",
+        "precision": precision or str(next(trainer.model.parameters()).dtype).removeprefix("torch."),
+    }

@@ -1,0 +1,81 @@
+"""Push a trained model to the Hub: what a program says when the Hub could not be reached at the end of the training.
+
+    hf-lookbehind push runs/reviews user/reviews
+    hf-lookbehind push runs/reviews user/reviews --private --revision v2
+
+Uploaded are weights, config, tokenizer or processor, card, results and figures, and nothing else: no checkpoints, no
+training_args.bin, no logs. A repository that does not exist is created. The token is that of HF_TOKEN or of the stored
+login (`hf auth login`).
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from hf_lookbehind import InputError
+from hf_lookbehind.finetune.program import NOT_PUSHED, RunStatus, run_program
+from hf_lookbehind.hub import NotPushedError, push_folder
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(message)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="%(prog)s OUTPUT_DIR USER/REPO [--flag value ...]",
+    )
+    add = parser.add_argument
+    add("output_dir", metavar="OUTPUT_DIR", help="Folder of a trained model.")
+    add("repo_id", metavar="USER/REPO", help="Repository on the Hub; without USER/, of the token's own user.")
+    add("--private", action="store_true", default=None, help="Make a new repository private.")
+    add("--revision", help="Branch; one that does not exist is created. Default: main.")
+    add("--commit_message", default="Upload model", help="Default: 'Upload model'.")
+    add("--deadline", type=float, help="Seconds to give up after. Default: 300, and one more for each megabyte.")
+    return parser
+
+
+def push(argv: Sequence[str] | None, status: RunStatus) -> str:
+    """The URL of the commit, or "" where `status.not_pushed` says why there is none.
+
+    Raises:
+        InputError: the folder cannot be pushed, or a flag's value is not allowed.
+    """
+    args = make_parser().parse_args(argv)
+    if args.deadline is not None and not args.deadline > 0:
+        raise InputError(f"--deadline {args.deadline} is not allowed: a number of seconds, more than 0")
+    try:
+        url = push_folder(
+            args.output_dir,
+            args.repo_id,
+            private=args.private,
+            revision=args.revision,
+            commit_message=args.commit_message,
+            deadline=args.deadline,
+        )
+    except NotPushedError as error:
+        status.not_pushed = f"not pushed: {error}"
+        return ""
+    earlier = RunStatus(Path(args.output_dir).expanduser())
+    if earlier.exit_code() == NOT_PUSHED:
+        earlier.start()
+        earlier.done()
+    return url
+
+
+def _show(url: str) -> None:
+    sys.stdout.write(f"pushed: {url}\n" if url else "")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_program(lambda status: push(argv, status), _show)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,380 @@
+"""Train an image or text classifier on a stream of tasks with any method of the family, and measure what it forgets.
+
+Split-digits: five tasks of two digits each, all classes seen so far compete, and a memory of 50 examples is replayed:
+
+    hf-lookbehind lifelong --dataset_name digits --train_split "train[:1400]" --test_split "train[1400:]" \\
+        --scenario class --classes_per_task 2 --replay balanced --memory_size 50 --k 2 --rho 0.02 \\
+        --per_device_train_batch_size 16 --learning_rate 1e-3 --num_train_epochs 5 --output_dir runs/split-digits
+
+Domains: the data flags are the first one, and each word after --next_domains says what is different in a further one:
+
+    hf-lookbehind lifelong --dataset_name digits --scenario domain --next_domains corruption=rotation \\
+        corruption=negative --replay agem --k 0 --learning_rate 1e-3 --output_dir runs/corruptions
+
+Texts (the word text before all flags), a file for each domain:
+
+    hf-lookbehind lifelong text --model_name_or_path microsoft/MiniLM-L12-H384-uncased --train_file books.csv \\
+        --scenario domain --next_domains train_file=films.csv train_file=music.csv --replay reservoir --k 2 \\
+        --learning_rate 5e-5 --output_dir runs/reviews
+
+The data flags and the model's are those of image-classification and text-classification. Tasks are rated on the test
+split if there is one, else on the validation split. A run that was cut short goes on with --resume_from_checkpoint
+last, in the middle of a task where that had saved a checkpoint (--save_steps).
+"""
+
+import copy
+import json
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import ConcatDataset
+from transformers.utils import logging
+
+from hf_lookbehind import InputError
+from hf_lookbehind.finetune.arguments import DataArguments
+from hf_lookbehind.finetune.flags import Arguments, FlagParser
+from hf_lookbehind.finetune.program import Preempted, RunStatus, is_main_process, quiet_libraries, run_program
+from hf_lookbehind.finetune.task import Task
+from hf_lookbehind.lifelong import NoReplay, SequenceResult, TaskSequence, make_replay, train_sequence
+from hf_lookbehind.lifelong.replay import METHODS
+from hf_lookbehind.lifelong.runner import MEMORY_NAME, OPTIMIZER_NAME, RESULT_NAME, STREAM_NAME, check_stream
+from hf_lookbehind.lifelong.tasks import SCENARIOS
+from hf_lookbehind.report import format_table, plot_forgetting
+from hf_lookbehind.scripts import run_image_classification, run_text_classification
+from hf_lookbehind.scripts.run_image_classification import ImageDataArguments, ImageModelArguments
+from hf_lookbehind.scripts.run_text_classification import TextClassificationDataArguments, TextModelArguments
+
+PLOT_NAME, MATRIX_NAME = "forgetting.png", "accuracy_matrix.json"
+CLASSES_PER_TASK = 2
+
+
+@dataclass
+class StreamArguments(DataArguments):
+    """How the data becomes a stream, and how earlier tasks are brought to mind."""
+
+    scenario: str = field(
+        default="class",
+        metadata={
+            "help": "What the model is told: 'task': the task of an example, whose classes alone compete; 'class': "
+            "nothing, all classes seen so far compete; 'domain': tasks share their classes.",
+            "choices": SCENARIOS,
+        },
+    )
+    classes_per_task: int | None = field(
+        default=None, metadata={"help": f"So many consecutive classes make a task. Default: {CLASSES_PER_TASK}."}
+    )
+    splits: list[str] | None = field(
+        default=None, metadata={"help": "The classes of each task instead, by name: cat,dog horse,ship ..."}
+    )
+    next_domains: list[str] | None = field(
+        default=None,
+        metadata={"help": "Domains after the one of the other flags: name=value,name=value of the data flags each."},
+    )
+    replay: str = field(
+        default="none",
+        metadata={
+            "help": "'reservoir' or 'balanced': batches are mixed with such a memory; 'agem': gradients that oppose a "
+            "memory's are projected; 'joint': the data of all tasks so far.",
+            "choices": METHODS,
+        },
+    )
+    memory_size: int = field(default=200, metadata={"help": "Examples in the memory."})
+    replay_ratio: float = field(
+        default=1.0, metadata={"help": "Examples drawn from the memory for each example of the task."}
+    )
+    memory_seed: int | None = field(default=None, metadata={"help": "Seed of the memory. Default: --seed."})
+    keep_optimizer: bool = field(
+        default=False, metadata={"help": "Keep the base optimizer's state (its moments) from task to task."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.scenario == "domain":
+            for name in ("classes_per_task", "splits"):
+                if getattr(self, name) is not None:
+                    raise InputError(f"--{name} is for --scenario task and class: domains share their classes")
+            if not self.next_domains:
+                raise InputError("--scenario domain needs --next_domains: a stream has 2 tasks or more")
+            return
+        if self.next_domains is not None:
+            raise InputError(f"--next_domains needs --scenario domain, not {self.scenario}")
+        if self.splits is not None and self.classes_per_task is not None:
+            raise InputError("--splits and --classes_per_task cannot both say which classes make a task")
+
+
+@dataclass
+class ImageStreamArguments(StreamArguments, ImageDataArguments):
+    augmentation: str = field(
+        default="none",
+        metadata={"help": "None: a memory keeps images as they are, and replays them so.", "choices": ("none",)},
+    )
+
+
+@dataclass
+class TextStreamArguments(StreamArguments, TextClassificationDataArguments):
+    pass
+
+
+class StreamParser(FlagParser):
+    def check_output_dir(self, name: str, resume: str | bool | None, inputs: Mapping[str, str | None]) -> None:
+        super().check_output_dir(name, None, inputs)
+        if isinstance(resume, str):
+            raise InputError(f"--resume_from_checkpoint {resume!r} is not allowed: 'last' goes on with the stream")
+        holds_stream = (Path(name).expanduser() / STREAM_NAME).is_file()
+        if resume and not holds_stream:
+            raise InputError(f"--resume_from_checkpoint: {name!r} holds no stream: it has no {STREAM_NAME}")
+        if holds_stream and not resume:
+            raise InputError(
+                f"--output_dir {name!r} already holds a stream: give another folder, empty it, or continue with "
+                "--resume_from_checkpoint last"
+            )
+
+
+@dataclass
+class Results:
+    """A finished stream: what its folder holds, at hand.
+
+    Attributes:
+        metrics: those of `all_results.json`.
+        sequence: accuracies and cost, task by task.
+        trainer: of the last task, with the final model; None where there was nothing left to train.
+        datasets: of all tasks together: "train", "test" (what the stream was rated on) and maybe "validation".
+    """
+
+    metrics: dict[str, Any]
+    sequence: SequenceResult
+    trainer: Any
+    datasets: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Modality:
+    """A kind of data: its flags, and the program that prepares it."""
+
+    data: type
+    model: type
+    prepare: Callable[[Arguments], Task]
+
+
+MODALITIES = {
+    "image": Modality(ImageStreamArguments, ImageModelArguments, run_image_classification.prepare),
+    "text": Modality(TextStreamArguments, TextModelArguments, run_text_classification.prepare),
+}
+
+
+# ---- the stream ----
+
+
+def check_training_flags(args: Arguments) -> None:
+    """Refuse what the fine-tuning programs do and a stream does not."""
+    training = args.training
+    if args.search.rho_search is not None:
+        raise InputError("--rho_search is not supported on a stream: search on its first task, and give --rho")
+    if args.hub is not None:
+        raise InputError("--push_to_hub is not supported here: push the folder when the stream is over")
+    if training.eval_strategy != "no":
+        raise InputError("--eval_strategy is not supported: a stream is rated after every task")
+    if training.metric not in (None, ["accuracy"]):
+        raise InputError(f"--metric {' '.join(training.metric)} is not supported: a stream is rated by accuracy")
+    if training.label_smoothing_factor and args.data.scenario != "domain":
+        raise InputError("--label_smoothing_factor is not supported with masked classes: --scenario domain has none")
+
+
+def split_by_classes(args: StreamArguments, task: Task) -> TaskSequence:
+    """A stream of the classes of one dataset."""
+    if not task.classes:
+        raise InputError("a stream needs data of one label per example")
+    splits = None
+    if args.splits is not None:
+        splits = [[_class_number(name.strip(), task.classes) for name in split.split(",")] for split in args.splits]
+    parts = _rated_parts(task)
+    per_task = CLASSES_PER_TASK if args.classes_per_task is None else args.classes_per_task
+    return TaskSequence.by_classes(
+        **parts, classes_per_task=per_task, splits=splits, scenario=args.scenario, class_names=task.classes
+    )
+
+
+def _class_number(name: str, classes: Sequence[str]) -> int:
+    if name not in classes:
+        raise InputError(f"--splits: there is no class {name!r}: the classes are {', '.join(classes)}")
+    return list(classes).index(name)
+
+
+def _rated_parts(task: Task) -> dict[str, Any]:
+    """The test data is that of the test split, beside the validation split; where there is none, the latter."""
+    if "test" in task.datasets:
+        return dict(task.datasets)
+    if "validation" not in task.datasets:
+        raise InputError("a stream needs data to be rated on: --test_split, or --train_val_split above 0")
+    return {"train": task.datasets["train"], "test": task.datasets["validation"]}
+
+
+def further_domains(parser: FlagParser, argv: Sequence[str], args: Arguments) -> dict[str, Arguments]:
+    """The arguments of every domain, by its name: the values of the flags in which domains differ."""
+    known = {f.name for f in fields(args.data)} - {f.name for f in fields(StreamArguments)}
+    known |= {f.name for f in fields(DataArguments)}
+    changes: list[dict[str, str]] = [{}]
+    for given in args.data.next_domains:
+        pairs = [pair.partition("=") for pair in given.split(",")]
+        for name, equals, _ in pairs:
+            if not equals or name not in known:
+                raise InputError(f"--next_domains {given!r} is not allowed: name=value of data flags")
+        changes.append({name: value for name, _, value in pairs})
+    names = list(dict.fromkeys(name for change in changes for name in change))
+    domains = {}
+    for change in changes:
+        flags = [f"--{name}={value}" for name, value in change.items()]
+        domain = parser.parse([*argv, *flags]) if flags else args
+        domains[", ".join(_said(getattr(domain.data, name)) for name in names)] = domain
+    if len(domains) < len(changes):
+        raise InputError(f"--next_domains {' '.join(args.data.next_domains)}: two domains are the same")
+    return domains
+
+
+def _said(value: Any) -> str:
+    return "+".join(Path(str(each)).name for each in (value if isinstance(value, list) else [value]))
+
+
+def sequence_of_domains(domains: Mapping[str, Task]) -> TaskSequence:
+    """A stream of datasets that share classes and tokens."""
+    (first_name, first), *others = domains.items()
+    for name, task in others:
+        if not task.classes or list(task.classes) != list(first.classes):
+            raise InputError(
+                f"--next_domains: {name!r} has the classes {', '.join(task.classes)}, {first_name!r} has "
+                f"{', '.join(first.classes)}: domains share their classes"
+            )
+        if _tokens(task) != _tokens(first):
+            raise InputError(
+                f"--next_domains: {name!r} has other tokens than {first_name!r}: give --model_name_or_path or "
+                "--tokenizer_name, as a tokenizer of its own would be made for each"
+            )
+    return TaskSequence.by_domain({name: _rated_parts(task) for name, task in domains.items()})
+
+
+def _tokens(task: Task) -> dict[str, int] | None:
+    return task.processing_class.get_vocab() if hasattr(task.processing_class, "get_vocab") else None
+
+
+def choose_replay(args: Arguments) -> NoReplay:
+    data = args.data
+    seed = args.training.seed if data.memory_seed is None else data.memory_seed
+    return make_replay(data.replay, memory_size=data.memory_size, ratio=data.replay_ratio, seed=seed)
+
+
+# ---- the program ----
+
+
+@dataclass(frozen=True)
+class Program:
+    """The course of the program, for one kind of data."""
+
+    modality: Modality
+
+    def make_parser(self) -> FlagParser:
+        return StreamParser(data=self.modality.data, model=self.modality.model, description=__doc__)
+
+    def train(self, argv: Sequence[str] | None = None, status: RunStatus | None = None) -> Results:
+        """Train on the stream as the flags say.
+
+        Args:
+            argv: the flags; default: those of the command line.
+            status: told what happens, for `run_status.json`.
+
+        Raises:
+            InputError: the input cannot be used; nothing has been written.
+            Preempted: SIGTERM has ended the training, after a checkpoint.
+        """
+        argv = [str(word) for word in (sys.argv[1:] if argv is None else argv)]
+        with quiet_libraries():
+            parser = self.make_parser()
+            args = parser.parse(argv)
+            training, status = args.training, status or RunStatus()
+            status.output_dir = root = Path(training.output_dir or "")
+            check_training_flags(args)
+            if args.data.scenario == "domain":
+                domains = further_domains(parser, argv, args)
+                tasks_of_domains = {name: self.modality.prepare(domain) for name, domain in domains.items()}
+                task, tasks = next(iter(tasks_of_domains.values())), sequence_of_domains(tasks_of_domains)
+            else:
+                task = self.modality.prepare(args)
+                tasks = split_by_classes(args.data, task)
+            options = {"keep_optimizer": args.data.keep_optimizer, "resume": training.resume_from_checkpoint == "last"}
+            try:
+                replay = choose_replay(args)
+                check_stream(tasks, replay, output_dir=root, **options)
+            except InputError as error:
+                raise InputError(f"--{error}") from error
+
+            def make_trainer(output_dir: str, **settings: Any) -> Any:
+                own = copy.copy(training)
+                own.output_dir = output_dir
+                model = task.make_model(training.seed, args.model)
+                return task.make_trainer(model, own, args.lookbehind, **settings)
+
+            # once, before anything is written: what the Trainer refuses is bad input
+            make_trainer(str(root))
+        logging.set_verbosity(training.get_process_log_level())
+        status.start()
+        found = train_sequence(make_trainer, tasks, replay, output_dir=root, **options)
+        if not found.finished:
+            raise Preempted
+        part = "test" if "test" in task.datasets else "eval"
+        metrics = {name if name.startswith("train") else f"{part}_{name}": v for name, v in found.metrics().items()}
+        if found.validation is not None:
+            metrics["eval_average_accuracy"] = sum(found.validation) / len(found.validation)
+        metrics |= {f"{part}_accuracy_task_{i}": value for i, value in enumerate(found.matrix[-1], 1)}
+        if is_main_process():
+            save(root, found, metrics)
+        given = {name: [getattr(task, name) for task in tasks] for name in ("train", "validation", "test")}
+        datasets = {name: ConcatDataset(parts) for name, parts in given.items() if None not in parts}
+        return Results(metrics, found, found.trainer, datasets)
+
+    def main(self, argv: Sequence[str] | None = None) -> int:
+        return run_program(lambda status: self.train(argv, status), show)
+
+
+def save(root: Path, found: SequenceResult, metrics: Mapping[str, Any]) -> None:
+    """The final model, the numbers and the plot."""
+    of_the_stream = shutil.ignore_patterns(MEMORY_NAME, OPTIMIZER_NAME, RESULT_NAME)
+    shutil.copytree(found.final, root, ignore=of_the_stream, dirs_exist_ok=True)
+    matrix = {"tasks": found.tasks, "matrix": found.matrix, "baseline": found.baseline}
+    for name, content in (("all_results.json", metrics), (MATRIX_NAME, matrix)):
+        (root / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    plot_forgetting(found.matrix, found.tasks, root / PLOT_NAME)
+
+
+def show(results: Results) -> None:
+    """The tables at the end."""
+    found = results.sequence
+    rows = [
+        {"after": name} | {t: f"{100 * v:.1f}" for t, v in zip(found.tasks, row, strict=True) if v is not None}
+        for name, row in zip(found.tasks, found.matrix, strict=True)
+    ]
+    columns = {"after": "accuracy (%) after"} | {name: name for name in found.tasks}
+    values = [
+        {"metric": name, "value": f"{value:.4g}" if isinstance(value, float) else str(value)}
+        for name, value in results.metrics.items()
+    ]
+    sys.stdout.write(f"\n{format_table(rows, columns)}\n\n{format_table(values)}\n")
+    sys.stdout.write(f"\nsaved in {found.final.parent.parent}\n")
+
+
+PROGRAM = Program(MODALITIES["image"])
+train = PROGRAM.train
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Images, unless the first word is `text`; returns the exit code."""
+    argv = [str(word) for word in (sys.argv[1:] if argv is None else argv)]
+    if argv and argv[0] in MODALITIES:
+        return Program(MODALITIES[argv[0]]).main(argv[1:])
+    return PROGRAM.main(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

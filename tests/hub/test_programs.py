@@ -1,0 +1,248 @@
+"""Programs that push: what is on the Hub afterwards, and what is left where the Hub fails."""
+
+import json
+import os
+import time
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from peft import AutoPeftModelForSequenceClassification
+from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
+
+from hf_lookbehind.hub import push_folder
+from hf_lookbehind.hub.push import Push
+from hf_lookbehind.scripts.push import main as push
+from hf_lookbehind.scripts.run_image_classification import main as train_images
+from hf_lookbehind.scripts.run_text_classification import main as train_texts
+from hf_lookbehind.trainer.pushes import UPLOADING, CheckpointPushes
+from tests.hub.live import load_in_fresh_process
+from tests.processes import run_group
+from tests.scripts.test_run_text_classification import NEW_MODEL, QUICK, table
+
+TINY = "hidden_size=16,num_hidden_layers=1,num_attention_heads=2,intermediate_size=16"
+DIGITS = ["--dataset_name", "digits", "--train_split", "train[:64]", "--augmentation", "none"]
+DIGITS += [
+    "--config_overrides",
+    TINY,
+    "--max_steps",
+    "2",
+    "--save_strategy",
+    "no",
+    "--disable_tqdm",
+    "true",
+    "--k",
+    "1",
+]
+PUSH = ["--push_to_hub", "--hub_model_id", "user/model"]
+CANARY = "hf_canarycanarycanary"
+
+
+@pytest.fixture(autouse=True)
+def caches(monkeypatch, tmp_path):
+    monkeypatch.setattr("evaluate.config.HF_METRICS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("evaluate.config.HF_EVALUATE_OFFLINE", True)
+
+
+def status(folder):
+    return json.loads((folder / "run_status.json").read_text())
+
+
+def test_what_each_program_pushes_loads_elsewhere_and_is_the_same_model(hub, tmp_path, capsys):
+    images, texts, adapters = (tmp_path / name for name in ("images", "texts", "adapters"))
+    assert train_images([*DIGITS, "--push_to_hub", "--output_dir", str(images)]) == 0
+    assert "and pushed to user/images" in capsys.readouterr().out
+    hub.upload_mode = "lfs"
+    data = ["--train_file", table(tmp_path / "data.csv"), *QUICK, "--max_steps", "2", "--save_strategy", "no"]
+    assert train_texts([*data, *NEW_MODEL, "--push_to_hub", "--output_dir", str(texts)]) == 0
+    lora = ["--model_name_or_path", "user/texts", "--use_peft"]
+    assert train_texts([*data, *lora, "--push_to_hub", "--output_dir", str(adapters)]) == 0
+
+    pixels, ids = {"pixel_values": torch.rand(1, 3, 8, 8)}, {"input_ids": torch.tensor([[5, 6, 7, 8]])}
+    here = [
+        AutoModelForImageClassification.from_pretrained(images)(**pixels),
+        AutoModelForSequenceClassification.from_pretrained(texts)(**ids),
+        AutoPeftModelForSequenceClassification.from_pretrained(adapters).eval()(**ids),
+    ]
+    there = load_in_fresh_process(
+        hub,
+        tmp_path / "fresh",
+        ("AutoModelForImageClassification", "user/images", {"pixel_values": pixels["pixel_values"].tolist()}),
+        ("AutoModelForSequenceClassification", "user/texts", {"input_ids": ids["input_ids"].tolist()}),
+        ("AutoPeftModelForSequenceClassification", "user/adapters", {"input_ids": ids["input_ids"].tolist()}),
+    )
+    for mine, theirs in zip(here, there, strict=True):
+        assert torch.equal(mine.logits, torch.tensor(theirs))
+    for name, repo in hub.repos.items():
+        assert {"README.md", "lookbehind_config.json", "all_results.json"} <= set(repo.files), name
+        assert not {"training_args.bin", "trainer_state.json", "run_status.json"} & set(repo.files)
+        for content in repo.files.values():
+            assert str(tmp_path).encode() not in content, name
+    card = ModelCard(hub.repos["user/adapters"].files["README.md"].decode())
+    assert card.data.base_model == "user/texts" and card.data.library_name == "peft"
+    assert "AutoPeftModelForSequenceClassification.from_pretrained(" in card.text
+
+
+def test_adapters_of_a_local_model_are_refused_before_the_training(hub, tmp_path, capsys):
+    base, out = tmp_path / "base", tmp_path / "out"
+    data = ["--train_file", table(tmp_path / "data.csv"), *QUICK, "--max_steps", "1", "--save_strategy", "no"]
+    assert train_texts([*data, *NEW_MODEL, "--output_dir", str(base)]) == 0
+    lora = ["--model_name_or_path", str(base), "--use_peft", "--output_dir", str(out)]
+    assert train_texts([*data, *lora, *PUSH]) == 2
+    assert "--push_to_hub: adapters need a base model on the Hub" in capsys.readouterr().err
+    assert not out.exists() and hub.requests == []
+    assert train_texts([*data, *lora]) == 0
+    assert push([str(out), "user/model"]) == 2
+    assert "adapters need a base model on the Hub" in capsys.readouterr().err and hub.requests == []
+
+
+@pytest.mark.parametrize(
+    "token, faults, message",
+    [
+        ("hf_readreadread", {}, "the token may not write to user/model"),
+        (CANARY, {}, "does not accept the token"),
+        (None, {"create": dict(hang=True)}, "within 1 seconds"),
+        (None, {"create": dict(status=503)}, "answers with the status 503"),
+    ],
+)
+def test_what_would_fail_later_is_refused_before_the_training(hub, tmp_path, capsys, token, faults, message):
+    hub.tokens["hf_other"] = "write"
+    push_model(hub, tmp_path)
+    for route, fault in faults.items():
+        hub.fail(route, **fault)
+    out = tmp_path / "runs" / "out"
+    flags = [*DIGITS, *PUSH, "--hub_deadline", "1" if "hang" in str(faults) else "20", "--output_dir", str(out)]
+    capsys.readouterr()
+    start = time.monotonic()
+    assert train_images([*flags, *(["--hub_token", token] if token else [])]) == 2
+    printed = capsys.readouterr()
+    assert time.monotonic() - start < 10 and not out.parent.exists()
+    assert printed.err.startswith("error: --push_to_hub to user/model would fail: ") and message in printed.err
+    assert printed.err.count("\n") == 1 and CANARY not in printed.err + printed.out
+
+
+def push_model(hub, tmp_path):
+    """The repository exists."""
+    from tests.training import make_model
+
+    make_model().save_pretrained(tmp_path / "small")
+    push_folder(tmp_path / "small", "user/model")
+    hub.requests.clear()
+
+
+@pytest.mark.parametrize(
+    "route, fault, deadline, message",
+    [
+        ("commit", dict(status=401), "20", "does not accept the token"),
+        pytest.param("commit", dict(status=403), "20", "may not write to user/model", marks=pytest.mark.slow),
+        pytest.param("preupload", dict(status=503), "3", "within 3 seconds", marks=pytest.mark.slow),
+        ("commit", dict(drop=True), "20", "cannot be reached"),
+        ("preupload", dict(hang=True), "3", "within 3 seconds"),
+    ],
+)
+def test_a_hub_that_fails_at_the_end_costs_nothing_but_a_command(
+    hub, tmp_path, capsys, route, fault, deadline, message
+):
+    out = tmp_path / "out"
+    hub.fail(route, **fault)
+    assert train_images([*DIGITS, *PUSH, "--hub_deadline", deadline, "--output_dir", str(out)]) == 3
+    printed = capsys.readouterr()
+    [line] = [line for line in printed.err.splitlines() if line.startswith("trained, not pushed: ")]
+    command = f"hf-lookbehind push {out} user/model"
+    assert message in line and line.endswith(command) and "Traceback" not in printed.err
+    assert "| eval_accuracy" in printed.out and "pushed to" not in printed.out
+    assert status(out) == {"status": "trained, not pushed", "exit_code": 3, "message": line}
+    names = {"model.safetensors", "config.json", "preprocessor_config.json", "README.md", "lookbehind_config.json"}
+    assert names <= {path.name for path in out.iterdir()}
+    # and the command does it
+    hub.fail(route)
+    assert push(command.split()[2:]) == 0
+    assert capsys.readouterr().out.startswith(f"pushed: {hub.url}/user/model/commit/")
+    assert names <= set(hub.repos["user/model"].files) and status(out)["exit_code"] == 0
+
+
+def test_ctrl_c_amid_the_upload_leaves_the_command_too(hub, tmp_path, capsys, monkeypatch):
+    wait = Push.wait
+
+    def interrupted(upload, seconds=None):
+        if seconds is None:
+            return wait(upload)
+        upload.kill()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Push, "wait", interrupted)
+    assert train_images([*DIGITS, *PUSH, "--output_dir", str(tmp_path / "out")]) == 3
+    assert "trained, not pushed: interrupted." in capsys.readouterr().err
+
+
+def in_environment(environment, flags):
+    os.environ |= environment
+    return train_images(flags)
+
+
+@pytest.mark.parametrize("fault, code", [({}, 0), (dict(status=503), 3)])
+def test_of_two_processes_one_writes_and_both_end_alike(hub, tmp_path, fault, code):
+    out = tmp_path / "out"
+    if fault:
+        hub.fail("commit", **fault)
+    environment = hub.environment(tmp_path / "home") | {"HF_HUB_OFFLINE": "0"}
+    assert run_group(in_environment, environment, [*DIGITS, *PUSH, "--output_dir", str(out)]) == [code, code]
+    assert hub.asked("commit") == 1 and hub.asked("create") == 2 and status(out)["exit_code"] == code
+
+
+def test_of_two_processes_both_refuse(hub, tmp_path):
+    environment = hub.environment(tmp_path / "home", token="hf_readreadread")
+    flags = [*DIGITS, *PUSH, "--output_dir", str(tmp_path / "out")]
+    assert run_group(in_environment, environment, flags) == [2, 2]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("way", ["flag", "environment", "login"])
+def test_the_token_is_written_nowhere(hub, tmp_path, monkeypatch, capfd, way):
+    hub.tokens = {CANARY: "write"}
+    monkeypatch.delenv("HF_TOKEN")
+    flags = [*DIGITS, *PUSH, "--logging_steps", "1", "--output_dir", str(tmp_path / "out")]
+    flags[flags.index("--save_strategy") + 1] = "steps"
+    if way == "flag":
+        flags += ["--hub_token", CANARY]
+    elif way == "environment":
+        monkeypatch.setenv("HF_TOKEN", CANARY)
+    else:
+        monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "login"))
+        (tmp_path / "login").write_text(CANARY)
+    assert train_images([*flags, "--save_steps", "1"]) == 0
+    printed = capfd.readouterr()
+    assert CANARY not in printed.out + printed.err
+    written = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert any(path.name == "training_args.bin" for path in written)  # the pickle that would hold it
+    for path in written:
+        assert CANARY.encode() not in path.read_bytes(), path
+    for name, content in hub.repos["user/model"].files.items():
+        assert CANARY.encode() not in content, name
+
+
+@pytest.mark.parametrize("fault, pushed", [({}, True), (dict(status=503), False), (dict(hang=True), False)])
+def test_checkpoints_are_pushed_beside_the_training_and_failures_are_told(
+    hub, tmp_path, monkeypatch, caplog, fault, pushed
+):
+    """The Hub is down during the training, and back at its end."""
+    monkeypatch.setattr(CheckpointPushes, "on_train_begin", lambda *args, **kwargs: hub.fail("commit", **fault))
+    stop = CheckpointPushes.stop
+
+    def wait_and_stop(pushes):
+        end = time.monotonic() + 20
+        while time.monotonic() < end and (not hub.asked("commit") or (not fault.get("hang") and not pushes.is_done())):
+            time.sleep(0.02)
+        stop(pushes)
+        hub.fail("commit")
+
+    monkeypatch.setattr(CheckpointPushes, "stop", wait_and_stop)
+    flags = [*DIGITS, *PUSH, "--hub_strategy", "every_save", "--output_dir", str(tmp_path / "out")]
+    flags[flags.index("--save_strategy") + 1] = "steps"
+    assert train_images([*flags, "--save_steps", "1", "--save_total_limit", "1"]) == 0
+    first = ["Training in progress, step 1"] if pushed else []
+    assert hub.repos["user/model"].commits == [*first, "End of training"]
+    told = "checkpoint-1 was not pushed: the Hub answers with the status 503" in caplog.text
+    assert told == ("status" in fault) and not (tmp_path / "out" / UPLOADING).exists()
