@@ -196,7 +196,8 @@ class LookbehindConfig:
         if self.k == 0:
             return steps
         full = math.ceil(steps / self.ascent_every)
-        return full * (self.k + self.ascent_fraction) + (steps - full)
+        passes = full * (self.k + self.ascent_fraction) + (steps - full)
+        return int(passes) if passes == int(passes) else passes
 
     def differences(self, other: "LookbehindConfig") -> list[str]:
         """Names of the fields in which two configs, resolved, differ."""

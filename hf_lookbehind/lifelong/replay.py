@@ -63,7 +63,8 @@ class JointTraining(NoReplay):
 
 
 class _WithMemory(NoReplay):
-    """
+    """What replays a memory, which takes in each task when its training is over.
+
     Args:
         memory: empty at first; the runner fills it.
         ratio: examples of the memory for each example of the task, above 0.
@@ -94,8 +95,7 @@ class _WithMemory(NoReplay):
 class ExperienceReplay(_WithMemory):
     """Every batch of a task is followed by examples of the memory (Chaudhry et al., 2019, arXiv 1902.10486).
 
-    They are part of the window: all passes of an iteration, ascents too, see them. The memory takes in a task when its
-    training is over.
+    They are part of the window: all passes of an iteration, ascents too, see them.
     """
 
     name = "replay"
@@ -154,7 +154,8 @@ class AGEM(_WithMemory):
         examples = self.memory.draw(count, trainer.state.global_step, args.process_index)
 
         def closure() -> None:
-            inputs = trainer._prepare_inputs(trainer.data_collator(examples))
+            collate = trainer._get_collator_with_removed_columns(trainer.data_collator)
+            inputs = trainer._prepare_inputs(collate(examples))
             with trainer.compute_loss_context_manager():
                 loss = trainer.compute_loss(trainer.model_wrapped, inputs)
             trainer.accelerator.backward(loss)
