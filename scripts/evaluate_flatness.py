@@ -44,6 +44,7 @@ PROGRAMS = {
     "LMHeadModel": "clm",
     "ForCausalLM": "clm",
     "ForConditionalGeneration": "seq2seq",
+    "MTModel": "seq2seq",  # Marian's
 }
 PLAIN = LookbehindConfig(k=0)
 JSON_NAME, CSV_NAME, PLOT_NAME = "flatness.json", "flatness.csv", "flatness.png"
@@ -106,6 +107,8 @@ def parse(argv: Sequence[str] | None) -> tuple[list[str], argparse.Namespace, li
     argv = list(sys.argv[1:] if argv is None else argv)
     first = next((i for i, word in enumerate(argv) if word.startswith("-")), len(argv))
     args, rest = make_parser().parse_known_args(argv[first:])
+    if first > 7 and args.sigma:
+        raise InputError(f"{first} models are given: 7 at most can be told apart in a picture")
     if first == 0:
         raise InputError("no model is given: folders or ids of models come first, then the flags")
     if not (args.sigma or args.rho or args.hessian):
@@ -144,6 +147,9 @@ def program_for(model: str) -> Any:
 def load(names: Sequence[str], args: argparse.Namespace, rest: Sequence[str]) -> list[Subject]:
     """All models, each with the data as its own processor or tokenizer prepares them."""
     program, subjects = program_for(names[0]), []
+    for name in names[1:]:
+        if program_for(name) is not program:
+            raise InputError(f"{name!r} is of another kind than {names[0]!r}: measure them in runs of their own")
     labels = [Path(name).name for name in names]
     for i, name in enumerate(names):
         flags = [

@@ -51,19 +51,29 @@ def with_adapters(model: PreTrainedModel, args: Any, task_type: str) -> Any:
     from peft import LoraConfig, get_peft_model
 
     targets = args.lora_target_modules or "all-linear"
+    # a new head, all of it: what PEFT knows as one is a layer of some models' heads
+    head = _head(model) if task_type == "SEQ_CLS" else []
     config = LoraConfig(
         task_type=task_type,
         r=args.lora_r,
         lora_alpha=args.lora_alpha,
         lora_dropout=args.lora_dropout,
         target_modules=targets,
+        modules_to_save=head or None,
+        exclude_modules=head or None,
         # GPT-2's layers hold their weights transposed
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
     try:
         return get_peft_model(model, config)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise InputError(f"--lora_target_modules {_said(targets)} cannot be used: {one_line(error)}") from error
+
+
+def _head(model: PreTrainedModel) -> list[str]:
+    """Names of the layers beside the base model that have weights."""
+    beside = [(name, module) for name, module in model.named_children() if name != model.base_model_prefix]
+    return [name for name, module in beside if any(True for _ in module.parameters())]
 
 
 def _said(targets: list[str] | str) -> str:

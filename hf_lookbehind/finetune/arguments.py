@@ -262,6 +262,8 @@ class SearchArguments:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"--{name} {value} is not allowed: 1 or more")
+        if len(self.learning_rate_search or ()) > 7:
+            raise InputError(f"--learning_rate_search has {len(self.learning_rate_search or ())} values: 7 at most")
         for rate in self.learning_rate_search or ():
             if not (math.isfinite(rate) and rate >= 0):
                 raise InputError(f"--learning_rate_search {rate} is not allowed: finite numbers, 0 or more")

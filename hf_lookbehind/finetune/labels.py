@@ -68,8 +68,13 @@ def label_sets(part: Part, column: str, separator: str | None) -> list[list]:
             value = [label.strip() for label in value.split(separator) if label.strip()]
         elif value is None and separator is not None:
             value = []  # an empty cell of a CSV file
-        if not isinstance(value, list):
+        if not isinstance(value, list) or any(label is None or isinstance(label, float) for label in value):
             raise InputError(f"{part.where(i)} has {value!r} in column {column!r}: a list of labels is needed")
+        if len(set(value)) < len(value):
+            raise InputError(
+                f"{part.where(i)} has {value!r} in column {column!r}: the labels that an example has are needed, each "
+                "once, not a 0 or 1 for every label"
+            )
         sets.append(value)
     return sets
 

@@ -115,15 +115,17 @@ def choose_classes(
             problem.
     """
     saved = getattr(config, "problem_type", None)
-    if saved not in (None, problem):
+    if saved not in (None, problem) and not args.ignore_mismatched_sizes:
         raise InputError(
             f"problem_type={saved!r} in the model's config is not supported: the labels ask for {problem!r}"
         )
     head = classes_of_head(config, task) if args.model_name_or_path is not None else None
     if head is None:
         return list(names), False
+    if problem == A_NUMBER and saved in (None, problem) and len(head) == 1:
+        return head, False
     unknown = [name for name in names if name not in head]
-    if not unknown and (problem != A_NUMBER or len(head) == 1):
+    if not unknown and problem != A_NUMBER and saved in (None, problem):
         return head, False
     if not args.ignore_mismatched_sizes:
         raise InputError(

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import os
 import shutil
 import statistics
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from ..config import InputError, LookbehindConfig
 from ..report import format_plus_minus, format_table, mean_sd, plot_search
 from .arguments import FinetuningArguments, is_lower_better
 from .flags import Arguments
+from .paths import resume_from
 from .program import is_main_process
 from .search import SearchResult, Settings, grid_search
 from .task import Task
@@ -23,6 +25,7 @@ from .task import Task
 # About the default of each kind of ascent, a factor of two or so apart.
 USUAL_RADII = {"sam": (0.005, 0.01, 0.02, 0.05, 0.1), "asam": (0.1, 0.25, 0.5, 1.0, 2.0)}
 RESULT_NAME, PLOT_NAME = "rho_search.json", "rho_search.png"
+TRIALS = "rho_search_trials"
 # Added to the seed of the final training: the best of several scores flatters the seeds that it was found with.
 FIRST_SEED = 1000
 
@@ -57,15 +60,26 @@ class RhoSearch:
         self.grid = {"rho": _radii(args), "learning_rate": rates}
         self.metric = args.training.metric_for_best_model or next(iter(task.metrics.keys), "loss")
         self.metric = self.metric.removeprefix("eval_")
+        self.sign = -1 if is_lower_better(self.metric) else 1
+        if args.training.names_best_metric and args.training.greater_is_better is not None:
+            self.sign = 1 if args.training.greater_is_better else -1
+        if os.path.lexists(self.folder / TRIALS):
+            raise InputError(f"{self.folder / TRIALS} is in the way: the search keeps its trainings there")
         self.seeds = [args.training.seed + FIRST_SEED + i for i in range(args.search.search_seeds)]
 
     def run(self) -> Arguments:
         """Search, keep the result, and give the arguments of the final training."""
         path = self.folder / RESULT_NAME
-        if self.args.training.resume_from_checkpoint is not None and path.is_file():
+        if resume_from(self.args.training.resume_from_checkpoint) is not None and path.is_file():
             self.result = _read(path)
         else:
-            self.result = grid_search(self._score, self.grid, self.seeds)
+            try:
+                self.result = grid_search(self._score, self.grid, self.seeds)
+            finally:
+                if is_main_process():
+                    shutil.rmtree(self.folder / TRIALS, ignore_errors=True)
+            if all(math.isnan(row["mean"]) for row in self.result.table):
+                raise InputError("--rho_search: every training diverged; try smaller radii or learning rates")
             if is_main_process():
                 self._save(path)
         best = self.result.best
@@ -80,17 +94,16 @@ class RhoSearch:
         trainer = self.task.make_trainer(self.task.make_model(seed, self.args.model), training, lookbehind)
         try:
             trainer.train()
-            value = trainer.evaluate()[f"eval_{self.metric}"]
+            found = trainer.evaluate()
+            value = found[f"eval_{self.metric}"] if math.isfinite(found["eval_loss"]) else math.nan
         except FloatingPointError:
             value = math.nan
-        if is_main_process():
-            shutil.rmtree(str(training.output_dir), ignore_errors=True)
-        return -value if is_lower_better(self.metric) else value
+        return self.sign * value
 
     def _trial_arguments(self, learning_rate: float, seed: int) -> FinetuningArguments:
         """Nothing is saved or reported, and nothing ends a training early."""
         trial = copy.copy(self.args.training)
-        trial.output_dir = str(self.folder / "search")
+        trial.output_dir = str(self.folder / TRIALS)
         trial.learning_rate, trial.seed = learning_rate, seed
         trial.save_strategy, trial.eval_strategy = SaveStrategy.NO, IntervalStrategy.NO
         trial.load_best_model_at_end, trial.early_stopping_patience = False, None
@@ -112,8 +125,9 @@ class RhoSearch:
 
     def _rows(self) -> list[dict[str, Any]]:
         assert self.result is not None
-        sign = -1 if is_lower_better(self.metric) else 1
-        return [row["settings"] | {"values": [sign * score for score in row["scores"]]} for row in self.result.table]
+        return [
+            row["settings"] | {"values": [self.sign * score for score in row["scores"]]} for row in self.result.table
+        ]
 
     @property
     def results(self) -> dict[str, float]:

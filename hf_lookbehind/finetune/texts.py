@@ -1,5 +1,7 @@
 """Texts: of a dataset or of files, a column at a time."""
 
+import csv
+import glob
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +22,8 @@ from .program import one_line
 _CSV = {"keep_default_na": False, "na_values": [""]}
 _READERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".csv": ("csv", _CSV),
-    ".tsv": ("csv", _CSV | {"sep": "\t"}),
+    # tabs divide, and quotation marks are text
+    ".tsv": ("csv", _CSV | {"sep": "\t", "quoting": csv.QUOTE_NONE}),
     ".json": ("json", {}),
     ".jsonl": ("json", {}),
     ".parquet": ("parquet", {}),
@@ -96,7 +99,7 @@ def _read(flag: str, name: str, cache_dir: str | None) -> Dataset:
         raise InputError(f"--{flag} {name!r} is empty")
     reader, options = _READERS[path.suffix.lower()]
     try:
-        data = load_dataset(reader, data_files={"train": os.fspath(path)}, cache_dir=cache_dir, **options)
+        data = load_dataset(reader, data_files={"train": glob.escape(os.fspath(path))}, cache_dir=cache_dir, **options)
     except READING_ERRORS as error:
         said = one_line(error.__cause__ or error)
         problem = "holds no example" if "corresponds to no data" in said else f"cannot be read: {said}"

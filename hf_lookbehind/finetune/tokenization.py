@@ -83,6 +83,7 @@ def load_tokenizer(args: TextModelArguments, texts: Iterable[str], *, frame: boo
         if name is not None:
             with blamed_on(flag, name):
                 tokenizer = AutoTokenizer.from_pretrained(name, **hub_options(args))
+            _refuse_empty(tokenizer, flag, name)
             break
     else:
         tokenizer = train_tokenizer(texts, args.vocab_size, frame=frame)
@@ -94,6 +95,13 @@ def load_tokenizer(args: TextModelArguments, texts: Iterable[str], *, frame: boo
             )
         tokenizer.pad_token = args.pad_token
     return tokenizer
+
+
+def _refuse_empty(tokenizer: Any, flag: str, name: str) -> None:
+    """What the library makes of a folder without a tokenizer knows nothing but special tokens."""
+    ids = tokenizer("A few words, 1 2 3")["input_ids"]
+    if len(tokenizer) < FEWEST_TOKENS and set(ids) <= set(tokenizer.all_special_ids):
+        raise InputError(f"--{flag} {name!r} holds no tokenizer: --tokenizer_name names one")
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, *, frame: bool) -> PreTrainedTokenizerFast:
@@ -128,8 +136,8 @@ def check_padding(tokenizer: Any, config: PreTrainedConfig) -> None:
             f"--pad_token {ends!r}, its end of text, will do" if ends else "--pad_token names one of its vocabulary"
         )
         raise InputError(f"the tokenizer has no token to pad with: {offer}")
-    if config.pad_token_id is None:
-        config.pad_token_id = tokenizer.pad_token_id
+    # a decoder finds the last token before the padding by it
+    config.pad_token_id = tokenizer.pad_token_id
 
 
 def check_vocabulary(tokenizer: Any, config: PreTrainedConfig) -> None:

@@ -80,6 +80,8 @@ class Program:
                     f"--eval_strategy {IntervalStrategy(training.eval_strategy).value} needs validation data: "
                     "--train_val_split 0"
                 )
+            if training.prediction_loss_only and task.metrics.keys:
+                raise InputError("--prediction_loss_only is not supported: the program rates predictions")
             training.choose_best_metric(task.metrics.keys)
             search = RhoSearch(args, task) if args.search.rho_search is not None else None
             with no_empty_folder(status.output_dir):

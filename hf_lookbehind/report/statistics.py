@@ -8,7 +8,7 @@ from scipy.stats import t as student_t
 
 
 def mean_sd(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation; the latter is 0.0 for a single value.
+    """Mean and sample standard deviation; the latter is 0.0 for a single value, nan where the mean is not finite.
 
     Raises:
         ValueError: there is no value.
@@ -17,7 +17,10 @@ def mean_sd(values: Sequence[float]) -> tuple[float, float]:
         >>> mean_sd([70.0, 72.0, 74.0])
         (72.0, 2.0)
     """
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+    mean = statistics.fmean(values)
+    if not math.isfinite(mean):
+        return mean, math.nan
+    return mean, statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def paired_difference(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:

@@ -11,7 +11,16 @@ import torch
 from datasets import ClassLabel, Dataset, Features, Value, load_dataset
 from peft import AutoPeftModelForSequenceClassification
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, pipeline
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    DebertaV2Config,
+    DistilBertConfig,
+    GPT2Config,
+    pipeline,
+)
 
 from hf_lookbehind.finetune import tokenization
 from hf_lookbehind.scripts.run_text_classification import main, train
@@ -83,6 +92,19 @@ def without_padding(folder, model):
     tokenizer.pad_token = None
     tokenizer.save_pretrained(folder)
     return ["--model_name_or_path", str(folder)]
+
+
+def without_tokenizer(folder, model):
+    folder.mkdir()
+    for file in ("config.json", "model.safetensors"):
+        shutil.copy(model / file, folder)
+    return ["--model_name_or_path", str(folder)]
+
+
+def in_the_way(folder):
+    """An output folder in which the user has something of the name that the search would use."""
+    (folder / "rho_search_trials").mkdir(parents=True)
+    return ["--output_dir", str(folder)]
 
 
 def on(tmp, **columns):
@@ -192,6 +214,20 @@ BAD_INPUT = {
         lambda tmp, model: [*on(tmp), "--rho_search", "grid", "--k", "0"],
         "needs --k 1 or more",
     ),
+    "search in the way": (
+        lambda tmp, model: [*on(tmp), *NEW_MODEL, "--rho_search", "0.1", *in_the_way(tmp / "mine")],
+        "rho_search_trials is in the way",
+    ),
+    "zeros and ones for labels": (
+        lambda tmp, model: on(tmp, text=lambda t, k: t, label=lambda t, k: [0, 1, 0, k]),
+        "each once, not a 0 or 1 for every label",
+    ),
+    "no tokenizer": (lambda tmp, model: [*on(tmp), *without_tokenizer(tmp / "m", model)], "holds no tokenizer"),
+    "many rates": (
+        lambda tmp, model: [*on(tmp), "--rho_search", "1", "--learning_rate_search", *map(str, range(1, 9))],
+        "8 values: 7 at most",
+    ),
+    "losses only": (lambda tmp, model: [*on(tmp), *NEW_MODEL, "--prediction_loss_only", "true"], "--prediction_loss_"),
     "search and rho": (
         lambda tmp, model: [*on(tmp), "--rho_search", "grid", "--rho", "1"],
         "--rho_search and --rho 1",
@@ -217,7 +253,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(case, trained, tmp_path, c
     make, message = BAD_INPUT[case]
     flags = [str(trained) if flag == "TRAINED" else flag for flag in make(tmp_path, trained)]
     capfd.readouterr()
-    assert main([*flags, *QUICK, "--output_dir", str(tmp_path / "runs" / "out")]) == 2
+    assert main(["--output_dir", str(tmp_path / "runs" / "out"), *flags, *QUICK]) == 2
     printed = capfd.readouterr().err
     assert printed.startswith("error: ") and printed.count("\n") == 1 and message in printed, printed
     assert not (tmp_path / "runs").exists()
@@ -312,6 +348,24 @@ def test_adapters_train_alone_and_load(tmp_path, trained):
     assert not torch.allclose(base(**batch).logits, loaded(**batch).logits, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", [DistilBertConfig, DebertaV2Config, BertConfig, GPT2Config])
+def test_a_new_head_is_trained_and_saved_whole_beside_adapters(tmp_path, kind):
+    """Also where it has more than one layer: what stays random would be drawn anew when the adapters are loaded."""
+    config = kind(vocab_size=300, pad_token_id=0, hidden_size=12, num_hidden_layers=1, num_attention_heads=2)
+    config.intermediate_size = 16
+    AutoModel.from_config(config).save_pretrained(tmp_path / "base")
+    tokenization.train_tokenizer(["a few words"], 300, frame=True).save_pretrained(tmp_path / "base")
+    flags = ["--train_file", table(tmp_path / "a.csv"), *QUICK, "--max_steps", "2", "--use_peft", "--lora_r", "2"]
+    results = train([*flags, "--model_name_or_path", str(tmp_path / "base"), "--output_dir", str(tmp_path / "out")])
+    ids, found = torch.tensor([[5, 6, 7]]), []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        loaded = AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "out", num_labels=2).eval()
+        found.append(loaded(input_ids=ids).logits)
+    trained_logits = results.trainer.model.eval()(input_ids=ids).logits
+    assert all(torch.equal(logits, trained_logits) for logits in found)
+
+
 def test_a_trained_tokenizer_loses_nothing():
     tokenizer = tokenization.train_tokenizer(["a few words"], 300, frame=True)
     for text in ("a few words", "Übermut — 数学 \n\t«x»"):
@@ -334,7 +388,7 @@ def test_the_search_chooses_the_radius_of_the_final_training(tmp_path, capsys):
     results = json.loads((out / "all_results.json").read_text())
     assert config["rho"] == results["search_rho"] == best[0] and results["search_learning_rate"] == best[1]
     assert torch.load(out / "training_args.bin", weights_only=False).learning_rate == best[1]
-    assert (out / "rho_search.png").read_bytes()[:4] == b"\x89PNG" and not (out / "search").exists()
+    assert (out / "rho_search.png").read_bytes()[:4] == b"\x89PNG" and not (out / "rho_search_trials").exists()
     assert "chosen" in capsys.readouterr().out
 
     # the model is that of the same flags without a search
@@ -359,13 +413,14 @@ def test_diverged_trainings_lose_the_search(tmp_path, monkeypatch):
     from hf_lookbehind import LookbehindTrainer
 
     def diverge(self, *args, original=LookbehindTrainer.train, **kwargs):
-        if self.lookbehind_config.rho == 0.02 and "search" in self.args.output_dir:
+        if self.lookbehind_config.rho == 0.02 and "rho_search_trials" in self.args.output_dir:
             raise FloatingPointError("no finite gradient")
         return original(self, *args, **kwargs)
 
     monkeypatch.setattr(LookbehindTrainer, "train", diverge)
     flags = ["--train_file", table(tmp_path / "a.csv"), *NEW_MODEL, *QUICK, "--max_steps", "1"]
     with pytest.warns(UserWarning, match="edge of the grid"):
-        assert main([*flags, "--rho_search", "0.02", "0.03", "--output_dir", str(tmp_path / "out")]) == 0
+        search = ["--rho_search", "0.02", "0.03", "--search_seeds", "2"]
+        assert main([*flags, *search, "--output_dir", str(tmp_path / "out")]) == 0
     text = (Path(tmp_path) / "out" / "rho_search.json").read_text()
     assert json.loads(text)["result"]["best"]["rho"] == 0.03 and "NaN" not in text
