@@ -22,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import transformers
@@ -31,7 +31,7 @@ from tqdm.auto import tqdm
 
 from hf_lookbehind import InputError, LookbehindConfig
 from hf_lookbehind.finetune.paths import check_folder_to_write
-from hf_lookbehind.finetune.program import FAILED, one_line, run_program
+from hf_lookbehind.finetune.program import FAILED, OneLineParser, one_line, run_program
 from hf_lookbehind.report import format_table
 from hf_lookbehind.report.plots import COLOURS, LINES, MARKERS
 from hf_lookbehind.scripts.benchmark_cases import CASES, Workload, bert
@@ -290,17 +290,14 @@ def _write_json(path: Path, content: Any) -> None:
 # ---- the program ----
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(message)
-
-
 def _words(values: Sequence[int]) -> str:
     return " ".join(map(str, values))
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = OneLineParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     add = parser.add_argument
     add("--quick", action="store_true", help="Fewer rows, fewer rounds: under two minutes.")
     add("--models", nargs="+", choices=CASES, default=AVAILABLE, help="Default: all.")

@@ -31,13 +31,13 @@ import time
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from hf_lookbehind import InputError
 from hf_lookbehind.config import LookbehindWarning
 from hf_lookbehind.finetune.arguments import is_lower_better
 from hf_lookbehind.finetune.paths import check_folder_to_write
-from hf_lookbehind.finetune.program import run_program
+from hf_lookbehind.finetune.program import OneLineParser, run_program
 from hf_lookbehind.finetune.search import SearchResult, grid_search
 from hf_lookbehind.scripts.compare_report import write_report
 from hf_lookbehind.scripts.compare_runs import Record, Records, Workers, check, only_one, train_and_measure
@@ -204,13 +204,10 @@ def _train(run: Run, folders: dict[str, Path], working: Path) -> Record:
     return record | {"wall": round(time.perf_counter() - start, 2)}
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(message)
-
-
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = OneLineParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("study", help="A YAML; studies/NAME.yaml is looked up among those that come with the program.")
     parser.add_argument("--output_dir", help="Default: runs/studies/ and the name of the YAML.")
     parser.add_argument("--data", default="data", help="The folder that {data} in the YAML stands for. Default: data.")

@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import transformers
@@ -29,7 +29,7 @@ from transformers import AutoModelForImageClassification
 
 from hf_lookbehind import InputError
 from hf_lookbehind.finetune.paths import check_folder_to_write, remove_earlier
-from hf_lookbehind.finetune.program import INTERRUPTED, one_line, run_program
+from hf_lookbehind.finetune.program import INTERRUPTED, OneLineParser, one_line, run_program
 from hf_lookbehind.finetune.search import grid_search
 from hf_lookbehind.measures import weight_noise
 from hf_lookbehind.report import (
@@ -369,13 +369,10 @@ def _empty(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(message)
-
-
 def make_parser() -> argparse.ArgumentParser:
-    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = OneLineParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--choose_settings", action="store_true", help="Search learning rates and rhos instead.")
     parser.add_argument("--output_dir", help="Default: runs/demo, or runs/demo-settings for the search.")
     parser.add_argument("--recipe", type=Path, default=RECIPE, help=f"The chosen settings. Default: {RECIPE.name}.")

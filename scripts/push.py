@@ -12,20 +12,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from hf_lookbehind import InputError
-from hf_lookbehind.finetune.program import NOT_PUSHED, RunStatus, run_program
+from hf_lookbehind.finetune.program import NOT_PUSHED, OneLineParser, RunStatus, run_program
 from hf_lookbehind.hub import NotPushedError, push_folder
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(message)
-
-
 def make_parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = OneLineParser(
         description=__doc__,
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -26,7 +26,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ from tqdm.auto import tqdm
 from hf_lookbehind import InputError, Lookbehind, LookbehindConfig
 from hf_lookbehind.finetune.labels import with_label_noise
 from hf_lookbehind.finetune.paths import check_folder_to_write, remove_earlier
-from hf_lookbehind.finetune.program import run_program
+from hf_lookbehind.finetune.program import OneLineParser, run_program
 from hf_lookbehind.finetune.search import grid_search
 from hf_lookbehind.measures import weight_noise
 from hf_lookbehind.report import format_plus_minus, format_table, mean_sd, paired_difference
@@ -253,13 +253,10 @@ def study(name: str, task: Task) -> Record:
     return {"search": search, "runs": runs, "shares": shares}
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(message)
-
-
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = OneLineParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="Default: all.")
     parser.add_argument("--seeds", type=int, help="How many are reported. Default: 80.")
     parser.add_argument("--output_dir", default="runs/study-cheaper", help="Default: runs/study-cheaper.")

@@ -1,5 +1,6 @@
 """Running a program: exit codes, one line per bad input, `run_status.json`."""
 
+import argparse
 import json
 import os
 import sys
@@ -7,7 +8,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import datasets
 from transformers.utils import logging
@@ -35,6 +36,13 @@ def one_line(message: Any) -> str:
     if text.startswith("Caught ") and "\n" in text:
         text = text.splitlines()[-1].partition(": ")[2]
     return " ".join(text.split())
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """What it cannot parse is an `InputError`: one line, as of all bad input."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(message)
 
 
 class Preempted(Exception):

@@ -82,6 +82,8 @@ class Program:
                 )
             if training.prediction_loss_only and task.metrics.keys:
                 raise InputError("--prediction_loss_only is not supported: the program rates predictions")
+            if not training.eval_do_concat_batches:
+                raise InputError("--eval_do_concat_batches false is not supported: metrics want all batches in one")
             training.choose_best_metric(task.metrics.keys)
             search = RhoSearch(args, task) if args.search.rho_search is not None else None
             with no_empty_folder(status.output_dir):

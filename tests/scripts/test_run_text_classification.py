@@ -227,6 +227,10 @@ BAD_INPUT = {
         lambda tmp, model: [*on(tmp), "--rho_search", "1", "--learning_rate_search", *map(str, range(1, 9))],
         "8 values: 7 at most",
     ),
+    "batches apart": (
+        lambda tmp, model: [*on(tmp), *NEW_MODEL, "--eval_do_concat_batches", "false"],
+        "--eval_do_concat_batches false is not supported",
+    ),
     "losses only": (lambda tmp, model: [*on(tmp), *NEW_MODEL, "--prediction_loss_only", "true"], "--prediction_loss_"),
     "search and rho": (
         lambda tmp, model: [*on(tmp), "--rho_search", "grid", "--rho", "1"],
