@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, Robert
 from hf_lookbehind.scripts.run_clm import main, train
 from hf_lookbehind.trainer import LookbehindTrainer
 from tests.processes import run_group
+from tests.programs import set_caches
 
 # Texts that come with Python.
 FIRST, SECOND, THIRD = about_arguments, about_json, statistics.__doc__
@@ -24,14 +25,6 @@ TINY = "n_embd=16,n_layer=1,n_head=2"
 NEW_MODEL = ["--config_overrides", TINY, "--vocab_size", "300", "--block_size", "32"]
 QUICK = ["--disable_tqdm", "true", "--per_device_train_batch_size", "8", "--learning_rate", "1e-2"]
 EXACT = f"{TINY},resid_pdrop=0,embd_pdrop=0,attn_pdrop=0"
-
-
-def set_caches(monkeypatch, folder):
-    """Nothing outside of the test's folder, and no Hub."""
-    monkeypatch.setattr("evaluate.config.HF_METRICS_CACHE", folder / "cache")
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", folder / "cache")
-    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("evaluate.config.HF_EVALUATE_OFFLINE", True)
 
 
 @pytest.fixture(autouse=True)

@@ -26,20 +26,13 @@ from transformers import (
 from hf_lookbehind.finetune import metrics, seq2seq, tokenization
 from hf_lookbehind.scripts.run_seq2seq import main, make_parser, train
 from tests.processes import run_group
+from tests.programs import set_caches
 
 TINY = "d_model=32,d_kv=16,d_ff=32,num_layers=1,num_decoder_layers=1,num_heads=2"
 NEW_MODEL = ["--config_overrides", TINY, "--vocab_size", "300", "--max_source_length", "40"]
 QUICK = ["--disable_tqdm", "true", "--per_device_train_batch_size", "8", "--learning_rate", "1e-2"]
 GENERATE = ["--predict_with_generate", "--metric", "exact_match", "--max_target_length", "8"]
 NAMES = ["emma", "anne", "jane", "fanny"]
-
-
-def set_caches(monkeypatch, folder):
-    """Nothing outside of the test's folder, and no Hub."""
-    monkeypatch.setattr("evaluate.config.HF_METRICS_CACHE", folder / "cache")
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", folder / "cache")
-    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("evaluate.config.HF_EVALUATE_OFFLINE", True)
 
 
 @pytest.fixture(autouse=True)

@@ -24,6 +24,7 @@ from transformers import (
 
 from hf_lookbehind.finetune import tokenization
 from hf_lookbehind.scripts.run_text_classification import main, train
+from tests.programs import set_caches
 
 TINY = "hidden_size=16,num_hidden_layers=1,num_attention_heads=2,intermediate_size=16"
 QUICK = ["--disable_tqdm", "true", "--per_device_train_batch_size", "8", "--learning_rate", "1e-2"]
@@ -33,11 +34,7 @@ GOOD, BAD = ["fine", "lovely", "warm", "kind"], ["dull", "poor", "cold", "rude"]
 
 @pytest.fixture(autouse=True)
 def caches(monkeypatch, tmp_path):
-    """Nothing outside of the test's folder, and no Hub."""
-    monkeypatch.setattr("evaluate.config.HF_METRICS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("evaluate.config.HF_EVALUATE_OFFLINE", True)
+    set_caches(monkeypatch, tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +43,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     flags = ["--train_file", table(folder / "data.csv"), *NEW_MODEL, *QUICK, "--max_steps", "2"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("evaluate.config.HF_METRICS_CACHE", folder / "cache")
-        patch.setattr("datasets.config.HF_DATASETS_CACHE", folder / "cache")
+        set_caches(patch, folder)
         assert main([*flags, "--save_strategy", "no", "--output_dir", str(folder / "model")]) == 0
     return folder / "model"
 
