@@ -1,6 +1,6 @@
 # Everything runs in .venv, which `make venv` creates; the system's Python is only asked to make it.
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-settings bench bench-check study-cheaper study data test test-quantised test-all quality style clean
+.PHONY: help venv demo cards demo-settings bench bench-check study-cheaper study data test test-quantised test-all quality style clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -29,6 +29,13 @@ $(QUANTISED)/.installed: $(STAMP)
 
 demo: $(STAMP)  ## fine-tune a vision transformer with five methods and compare them: runs/demo/
 	$(BIN)/python scripts/demo.py
+
+# A demo that has run is not run again.
+runs/demo/lookbehind-sam/card.json: | $(STAMP)
+	$(BIN)/python scripts/demo.py
+
+cards: $(STAMP) runs/demo/lookbehind-sam/card.json  ## write the demo's model cards (it runs, if it has not): model_cards/
+	$(BIN)/python scripts/model_cards.py runs/demo model_cards
 
 demo-settings: $(STAMP)  ## choose the demo's learning rates and radii again, on its validation split
 	$(BIN)/python scripts/demo.py --choose_settings

@@ -9,7 +9,8 @@ PROGRAMS = {
     "text-classification": "fine-tune a classifier of texts or of pairs of texts, or a regression",
     "clm": "fine-tune a causal language model, or train a new one",
     "seq2seq": "fine-tune an encoder-decoder model: summaries, translations, any texts to texts",
-    "lifelong": "train an image or text classifier on a stream of tasks, and measure what it forgets",
+    "lifelong": "train an image classifier on a stream of tasks, and measure what it forgets",
+    "lifelong-text": "the same with a classifier of texts",
     "flatness": "measure sharpness and robustness to noisy weights of trained models",
     "push": "push a trained model to the Hub",
 }

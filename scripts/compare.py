@@ -13,12 +13,14 @@ Each training is a run of a program (hf-lookbehind image-classification, ...). F
 runs.jsonl, by a key made of all their flags: a study that was killed goes on where it was, and one whose YAML was
 edited trains what is new. REPORT.md, TUNING.md and figures are made from that file and the YAML.
 
-YAML: program, title, metric, select (by which settings are chosen), scale (100: metrics shown in %), flags (of every
-run), report_flags (of the reported ones alone, as test_split), seed_flags (that get the seed; default: seed), prepare
-(name: flags of a training whose model flags call {name}), tasks (name: flags), methods (name: label, flags, grid,
-grid_at: task or budget: other values of the grid), against (methods that the others are compared with), budgets,
-tuning_seeds, seeds, weight_noise (sigmas, draws), sharpness (rhos, steps, on, max_examples). {data} in a flag is the
-folder that --data names.
+YAML: program, title, metric, also (further metrics to report), curve (xlabel, metrics: drawn one after the other),
+select (by which settings are chosen), scale (100: metrics are shown in %), flags (of every run), report_flags (of the
+reported ones alone, as test_split), seed_flags (that get the seed; default: seed), prepare (name: flags of a training
+whose model flags call {name}), tasks (name: flags), extra_passes (task: gradients per step beside those of the method,
+as A-GEM takes), methods (name: label, flags, grid, grid_at: task or budget: other values of the grid), against
+(methods that the others are compared with), budgets, tuning_seeds, seeds, weight_noise (sigmas, draws, metric),
+sharpness (rhos, steps, on, max_examples), show_grids (draw the tuning as heat maps). {data} in a flag is the folder
+that --data names.
 """
 
 import argparse

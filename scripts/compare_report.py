@@ -10,12 +10,14 @@ from typing import Any
 from hf_lookbehind.finetune.arguments import is_lower_better
 from hf_lookbehind.finetune.search import SearchResult
 from hf_lookbehind.report import (
+    Grid,
     format_plus_minus,
     format_table,
     mean_sd,
     paired_interval,
     plot_accuracy_against_noise,
     plot_against_cost,
+    plot_grids,
 )
 from hf_lookbehind.scripts.compare_study import Method, Study
 
@@ -58,12 +60,10 @@ class Report:
             for task, budget, method in study.cells()
         }
         self.digits = 1 if study.scale == 100 else 3
-        lower = is_lower_better(study.metric)
         noise, sharp = study.measures.get("weight_noise", {}), study.measures.get("sharpness", {})
-        self.columns = [
-            Column(study.metric, lambda r: self._scaled(r["metrics"].get(study.metric)), lower, self.digits)
-        ]
-        self.columns += [self._noise_column(i, s, lower) for i, s in enumerate(noise.get("sigmas", ())) if s > 0]
+        self.columns = [self._metric_column(name) for name in (study.metric, *study.also)]
+        self.noise_columns = {s: self._noise_column(i, s) for i, s in enumerate(noise.get("sigmas", ())) if s > 0}
+        self.columns += self.noise_columns.values()
         self.columns += [self._sharpness_column(i, rho) for i, rho in enumerate(sharp.get("rhos", ()))]
 
     def _runs(self, records: Mapping[str, Record], task: str, budget: str, method: Method) -> dict[int, Record]:
@@ -79,7 +79,11 @@ class Report:
     def _scaled(self, value: float | None) -> float | None:
         return None if value is None else self.study.scale * value
 
-    def _noise_column(self, i: int, sigma: float, lower_is_better: bool) -> Column:
+    def _metric_column(self, name: str) -> Column:
+        return Column(name, lambda r: self._scaled(r["metrics"].get(name)), is_lower_better(name), self.digits)
+
+    def _noise_column(self, i: int, sigma: float) -> Column:
+        lower_is_better = is_lower_better(self.study.measures["weight_noise"]["metric"])
         return Column(f"noise {sigma:g}", lambda r: self._noise(r, i), lower_is_better, self.digits)
 
     def _noise(self, record: Record, i: int) -> float | None:
@@ -241,20 +245,27 @@ class Report:
     def draw(self, folder: Path) -> list[Path]:
         """Figures of at most 7 curves each; those that the others are compared with are in all of them."""
         paths = []
-        ylabel = f"{self.study.metric}{' (%)' if self.study.scale == 100 else ''}"
+        unit = " (%)" if self.study.scale == 100 else ""
+        ylabel = f"{self.study.metric}{unit}"
         for task in self.study.tasks:
             for number, names in enumerate(self._groups(), 1):
                 part = f"-{number}" if len(self._groups()) > 1 else ""
                 for budget in self.study.budgets:
-                    title = f"{task}, equal {budget}"
-                    curves = self._by_label(names, lambda m, at=(task, budget): self._noise_curve((*at, m)))
-                    if curves and "weight_noise" in self.study.measures:
-                        path = folder / f"noise-{task}-{budget}{part}.png"
-                        paths.append(plot_accuracy_against_noise(curves, path, title=title, ylabel=ylabel))
+                    at, name = {"title": f"{task}, equal {budget}"}, f"{task}-{budget}{part}.png"
+                    if len(self._noise_levels()) > 1:
+                        at_noise = at | {"ylabel": f"{self.study.measures['weight_noise']['metric']}{unit}"}
+                        curves = self._by_label(names, lambda m, of=(task, budget): self._noise_curve((*of, m)))
+                        paths += _drawn(plot_accuracy_against_noise, curves, folder / f"noise-{name}", **at_noise)
+                    if self.study.curve:
+                        at_each = at | {"xlabel": self.study.curve["xlabel"], "ylabel": ylabel}
+                        curves = self._by_label(names, lambda m, of=(task, budget): self._metric_curve((*of, m)))
+                        paths += _drawn(plot_accuracy_against_noise, curves, folder / f"curve-{name}", **at_each)
                 curves = self._by_label(names, lambda m, task=task: self._cost_curve(task, m))
-                if curves:
-                    path = folder / f"cost-{task}{part}.png"
-                    paths.append(plot_against_cost(curves, path, xlabel="gradient passes", ylabel=ylabel, title=task))
+                text = {"xlabel": "gradient passes", "ylabel": ylabel, "title": task}
+                paths += _drawn(plot_against_cost, curves, folder / f"cost-{task}{part}.png", **text)
+            for budget in self.study.budgets if self.study.show_grids else ():
+                path = folder / f"grids-{task}-{budget}.png"
+                paths += _drawn(plot_grids, self._grids(task, budget), path, title=f"{task}, equal {budget}")
         return paths
 
     def _groups(self) -> list[list[str]]:
@@ -269,14 +280,33 @@ class Report:
         return {label: points for label, points in curves.items() if points[0]}
 
     def _noise_curve(self, cell: tuple[str, str, str]) -> tuple[list[float], list[float], list[float]]:
-        columns = [c for c in self.columns if not c.heading.startswith("sharpness")]
-        sigmas = [0.0, *(s for s in self.study.measures.get("weight_noise", {}).get("sigmas", ()) if s > 0)]
-        points = [
-            (s, *mean_sd(list(v.values())))
-            for s, c in zip(sigmas, columns, strict=False)
-            if (v := self._values(cell, c))
-        ]
-        return _unzip(points)
+        values = [(sigma, list(self._values(cell, column).values())) for sigma, column in self._noise_levels().items()]
+        return _unzip([(sigma, *mean_sd(v)) for sigma, v in values if v])
+
+    def _noise_levels(self) -> dict[float, Column]:
+        """By sigma; at 0 what is reported, if it is the same metric."""
+        noise = self.study.measures.get("weight_noise")
+        is_same = noise is not None and noise["metric"] == self.study.metric
+        return ({0.0: self.columns[0]} if is_same else {}) | self.noise_columns
+
+    def _metric_curve(self, cell: tuple[str, str, str]) -> tuple[list[float], list[float], list[float]]:
+        columns = map(self._metric_column, self.study.curve["metrics"])
+        values = [(i, list(self._values(cell, column).values())) for i, column in enumerate(columns, 1)]
+        return _unzip([(i, *mean_sd(v)) for i, v in values if v])
+
+    def _grids(self, task: str, budget: str) -> dict[str, Grid]:
+        """Mean scores of the tuning, of methods with two settings, as differences from the first baseline's best."""
+        baseline = self.chosen[task, budget, self.study.against[0]] if self.study.against else None
+        if baseline is None:
+            return {}
+        zero, grids = max(point["mean"] for point in baseline.table), {}
+        for method in self.study.methods.values():
+            result, points = self.chosen[task, budget, method.name], method.points(task, budget)
+            if result is not None and len(points) == 2:
+                scores = iter([self.study.scale * (point["mean"] - zero) for point in result.table])
+                rows, columns = points.items()
+                grids[method.label] = Grid(rows, columns, [[next(scores) for _ in columns[1]] for _ in rows[1]])
+        return grids
 
     def _cost_curve(self, task: str, method: str) -> tuple[list[float], list[float], list[float]]:
         points = set()
@@ -291,6 +321,10 @@ class Report:
                     )
                 )
         return _unzip(sorted(points))
+
+
+def _drawn(plot: Callable[..., Path], curves: Mapping[str, Any], path: Path, **text: str) -> list[Path]:
+    return [plot(curves, path, **text)] if curves else []
 
 
 def _unzip(points: Sequence[tuple[float, float, float]]) -> tuple[list[float], list[float], list[float]]:

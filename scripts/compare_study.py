@@ -88,17 +88,21 @@ class Study:
     flags: Flags
     report_flags: Flags
     metric: str
+    also: list[str]
     select: str
     scale: float
     seed_flags: list[str]
     prepare: dict[str, Flags]
     tasks: dict[str, Flags]
+    extra_passes: dict[str, float]
     methods: dict[str, Method]
     against: list[str]
     budgets: list[str]
     tuning_seeds: list[int]
     seeds: list[int]
     measures: dict[str, Any]
+    curve: dict[str, Any]
+    show_grids: bool
 
     def cells(self) -> Iterator[tuple[str, str, Method]]:
         """Task, budget, method."""
@@ -122,7 +126,7 @@ class Study:
     def run(self, task: str, budget: str, method: Method, settings: Flags, seed: int, phase: str) -> Run:
         flags = self.flags | self.tasks[task] | method.flags | settings | dict.fromkeys(self.seed_flags, seed)
         if budget == "gradients":
-            flags |= lengthened(flags, self.highest_costs[task, budget] / passes_per_step(flags))
+            flags |= lengthened(flags, self.highest_costs[task, budget] / self._passes(task, flags))
         if phase == "report":
             flags |= self.report_flags
         labels = {"task": task, "method": method.name, "budget": budget, "phase": phase}
@@ -134,6 +138,9 @@ class Study:
             self._references(flags, self.preparations),
         )
 
+    def _passes(self, task: str, flags: Flags) -> float:
+        return passes_per_step(flags) + self.extra_passes.get(task, 0)
+
     @functools.cached_property
     def highest_costs(self) -> dict[tuple[str, str], float]:
         """Gradients per step of the costliest method, and the costliest settings of its grid."""
@@ -143,7 +150,7 @@ class Study:
             for values in itertools.product(*grid.values()):
                 flags = self.flags | self.tasks[task] | method.flags | dict(zip(grid, values, strict=True))
                 try:
-                    costs[task, budget] = max(passes_per_step(flags), costs.get((task, budget), 0))
+                    costs[task, budget] = max(self._passes(task, flags), costs.get((task, budget), 0))
                 except InputError as error:
                     raise InputError(f"methods.{method.name}: {error}") from error
         return costs
@@ -316,17 +323,21 @@ def _study(name: str, top: _Section) -> Study:
         flags=top.section("flags", {}).all(),
         report_flags=top.section("report_flags", {}).all(),
         metric=metric,
+        also=top.take("also", _is_list_of(_is_metric), "a list of further metrics, as test_loss", []),
         select=top.take("select", lambda value: _is_metric(value) and value.startswith("eval_"), "as eval_accuracy"),
         scale=top.take("scale", _is_number, "a number that metrics are shown times, as 100", 1),
         seed_flags=top.take("seed_flags", _is_list_of(_is_text), "a list of flags that get the seed", ["seed"]),
         prepare={part.name.partition(".")[2]: part.all() for part in top.section("prepare", {}).sections()},
         tasks={part.name.partition(".")[2]: part.all() for part in top.section("tasks").sections()},
+        extra_passes=_extra_passes(top.section("extra_passes", {})),
         methods=methods,
         against=top.take("against", _is_list_of(methods.__contains__), f"a list of {', '.join(methods)}", []),
         budgets=top.take("budgets", _is_list_of(BUDGETS.__contains__), f"a list of {', '.join(BUDGETS)}", ["steps"]),
         tuning_seeds=tuning_seeds,
         seeds=seeds,
         measures=_measures(top, metric),
+        curve=_curve(top.section("curve", {})),
+        show_grids=top.take("show_grids", lambda value: isinstance(value, bool), "true or false", False),
     )
     top.end()
     _check(study)
@@ -348,6 +359,23 @@ def _method(section: _Section) -> Method:
     return method
 
 
+def _curve(section: _Section) -> dict[str, Any]:
+    """Metrics that are drawn one after the other, or nothing."""
+    if not section.all():
+        return {}
+    found = {
+        "xlabel": section.take("xlabel", _is_text, "a text"),
+        "metrics": section.take("metrics", _is_list_of(_is_metric), "a list of metrics, as test_accuracy_after_1"),
+    }
+    section.end()
+    return found
+
+
+def _extra_passes(section: _Section) -> dict[str, float]:
+    """By task: gradients per step beside those of the method."""
+    return {task: section.take(task, _is_number, "a number of gradients per step") for task in section.all()}
+
+
 def _measures(top: _Section, metric: str) -> dict[str, Any]:
     numbers = _is_list_of(_is_number)
     noise, sharp = top.section("weight_noise", {}), top.section("sharpness", {})
@@ -355,7 +383,8 @@ def _measures(top: _Section, metric: str) -> dict[str, Any]:
     if noise.all():
         sigmas = noise.take("sigmas", numbers, "a list of different numbers, 0 or more")
         draws = noise.take("draws", _is_whole, "1 or more", 10)
-        found["weight_noise"] = {"sigmas": sigmas, "draws": draws, "metric": metric}
+        rated = noise.take("metric", _is_metric, "what the noise changes, as test_accuracy", metric)
+        found["weight_noise"] = {"sigmas": sigmas, "draws": draws, "metric": rated}
         noise.end()
     if sharp.all():
         found["sharpness"] = {
@@ -380,6 +409,9 @@ def _check(study: Study) -> None:
     _check_flags("report_flags", study.report_flags, known)
     for name, flags in study.tasks.items():
         _check_flags(f"tasks.{name}", flags, known)
+    for name in study.extra_passes:
+        if name not in study.tasks:
+            raise InputError(f"extra_passes.{name} is not a task of the study")
     for method in study.methods.values():
         where = f"methods.{method.name}"
         _check_flags(f"{where}.flags", method.flags, known)

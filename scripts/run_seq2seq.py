@@ -110,12 +110,11 @@ def load_pairs(args: Arguments) -> tuple[dict[str, Dataset], list[str]]:
     with args.training.main_process_first(desc="loading the dataset"):
         splits = texts.load_texts(args.data, cache_dir=args.model.cache_dir, token=args.model.token)
     flags = args.data
-    some = next(iter(splits.values()))
+    some = data.take_split(splits, flags.train_split, "train_split").dataset
     if flags.source_lang is None or flags.source_column or flags.target_column or TRANSLATION not in some.column_names:
         source = data.find_column(some, flags.source_column, SOURCE_COLUMNS, "source_column")
         return splits, [source, data.find_column(some, flags.target_column, TARGET_COLUMNS, "target_column")]
-    splits = {name: split.flatten() for name, split in splits.items()}
-    some = next(iter(splits.values()))
+    splits, some = {name: split.flatten() for name, split in splits.items()}, some.flatten()
     return splits, [find_language(some, flag, getattr(flags, flag)) for flag in ("source_lang", "target_lang")]
 
 
@@ -243,7 +242,7 @@ def prepare(args: Arguments) -> Task:
     splits, columns = load_pairs(args)
     seed = training.seed if training.data_seed is None else training.data_seed
     test = training.do_predict or args.data.test_file is not None
-    parts = data.choose_parts(args.data, splits, seed=seed, test=test)
+    parts = data.choose_parts(args.data, splits, columns, seed=seed, test=test)
 
     config = models.load_config(args.model)
     if config is not None:
@@ -256,7 +255,8 @@ def prepare(args: Arguments) -> Task:
     set_languages(tokenizer, args.data)
 
     def length(flag: str, default: int) -> int:
-        return tokenization.choose_length(flag, getattr(args.data, flag), default, tokenizer, config)
+        least = tokenization.fewest_tokens(tokenizer)
+        return tokenization.choose_length(flag, getattr(args.data, flag), default, tokenizer, config, least=least)
 
     source_length = length("max_source_length", LONGEST_SOURCE)
     target_length = length("max_target_length", LONGEST_TARGET)

@@ -38,6 +38,7 @@ from hf_lookbehind import InputError
 from hf_lookbehind.finetune import data, labels, metrics, models, texts, tokenization
 from hf_lookbehind.finetune.adapters import with_adapters
 from hf_lookbehind.finetune.flags import Arguments, FlagParser
+from hf_lookbehind.finetune.labels import NoisyLabelArguments
 from hf_lookbehind.finetune.models import A_NUMBER, MANY_LABELS, ONE_LABEL
 from hf_lookbehind.finetune.task import Task
 from hf_lookbehind.finetune.texts import TextDataArguments
@@ -65,7 +66,7 @@ LONGEST = 512
 
 
 @dataclass
-class TextClassificationDataArguments(TextDataArguments):
+class TextClassificationDataArguments(TextDataArguments, NoisyLabelArguments):
     task_name: str | None = field(
         default=None, metadata={"help": f"A GLUE task, from the Hub: {', '.join(GLUE_TASKS)}."}
     )
@@ -170,15 +171,14 @@ def prepare(args: Arguments) -> Task:
     # the first process fills the cache, the others read it
     with training.main_process_first(desc="loading the dataset"):
         splits = texts.load_texts(args.data, cache_dir=args.model.cache_dir, token=args.model.token)
-    some = next(iter(splits.values()))
+    some = data.take_split(splits, args.data.train_split, "train_split").dataset
     columns = find_text_columns(args.data, some)
     column = data.find_column(some, args.data.label_column_name, LABEL_COLUMNS, "label_column_name")
-    data.check_columns(splits, [*columns, column])
     problem = find_problem(args.data, some, column)
     seed = training.seed if training.data_seed is None else training.data_seed
     strata = partial(labels.classes_that_occur, column=column) if problem == ONE_LABEL else None
     test = training.do_predict or args.data.test_file is not None
-    parts = data.choose_parts(args.data, splits, seed=seed, test=test, strata=strata)
+    parts = data.choose_parts(args.data, splits, [*columns, column], seed=seed, test=test, strata=strata)
     names = names_of(problem, parts["train"], column, separator)
 
     config = models.load_config(args.model)
@@ -192,7 +192,15 @@ def prepare(args: Arguments) -> Task:
     encoded = {split: encode(problem, part, column, classes, separator) for split, part in parts.items()}
     if problem == ONE_LABEL:
         labels.check_classes(encoded["train"], classes, parts["train"])
-    length = tokenization.choose_length("max_seq_length", args.data.max_seq_length, LONGEST, tokenizer, config)
+        encoded["train"] = labels.with_label_noise(
+            encoded["train"], [classes.index(name) for name in names], args.data.label_noise, args.data.corruption_seed
+        )
+    elif args.data.label_noise:
+        raise InputError(f"--label_noise {args.data.label_noise} is not supported here: it needs one class per text")
+    length = tokenization.choose_length(
+        "max_seq_length", args.data.max_seq_length, LONGEST, tokenizer, config,
+        least=tokenization.fewest_tokens(tokenizer, len(columns)),
+    )  # fmt: skip
     with training.main_process_first(desc="tokenizing"):
         datasets = {
             split: texts.tokenize(part, columns, tokenizer, length, encoded[split]) for split, part in parts.items()

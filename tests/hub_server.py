@@ -21,6 +21,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import yaml
+
 USER = "user"
 ROUTES = {
     "create": ("POST", r"/api/repos/create"),
@@ -337,7 +339,9 @@ class _Handler(BaseHTTPRequestHandler):
         if revision not in (None, store.sha, *store.branches):
             return self._missing("RevisionNotFound")
         files = [{"rfilename": path} for path in sorted(store.files)]
-        self._json(200, {"id": repo, "sha": store.sha, "private": False, "tags": [], "siblings": files})
+        head = re.match(rb"---\n(.*?)\n---", store.files.get("README.md", b""), re.DOTALL)
+        content = {"id": repo, "sha": store.sha, "private": False, "tags": [], "siblings": files}
+        self._json(200, content | ({"cardData": yaml.safe_load(head[1])} if head else {}))
 
     def _tree(self, body: bytes, repo: str, revision: str, path: str | None) -> None:
         if repo not in self.hub.repos:

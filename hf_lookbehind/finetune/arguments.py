@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
@@ -26,6 +27,8 @@ _NUMBERS = (
         lambda value: value >= 1,
     ),
     ("num_train_epochs", "more than 0", lambda value: value > 0),
+    ("lookahead_steps", "0 or more", lambda value: value >= 0),
+    ("lookahead_alpha", "a number in (0, 1)", lambda value: 0 < value < 1),
     (
         "learning_rate weight_decay adam_epsilon max_grad_norm dataloader_num_workers early_stopping_threshold",
         "a finite number, 0 or more",
@@ -150,6 +153,17 @@ class FinetuningArguments(TrainingArguments):
         default=None,
         metadata={"help": "Metrics of the evaluation: those of the program, or any that `evaluate` can load."},
     )
+    lookahead_steps: int = field(
+        default=0,
+        metadata={
+            "help": "Put Lookahead around the optimizer: after so many of its steps (5 is usual) Lookahead's own slow "
+            "weights take one, and in the end they are the model. With --k 0, --k 1 or --alpha 1. Default: none."
+        },
+    )
+    lookahead_alpha: float | None = field(
+        default=None,
+        metadata={"help": "How far a step of Lookahead's slow weights goes to the fast ones. Default: 0.5."},
+    )
     early_stopping_patience: int | None = field(
         default=None,
         metadata={"help": "Stop after this many evaluations without a better metric; needs --load_best_model_at_end."},
@@ -163,6 +177,8 @@ class FinetuningArguments(TrainingArguments):
         self._check_numbers()
         self._check_reserved()
         self._check_early_stopping()
+        if self.lookahead_alpha is not None and not self.lookahead_steps:
+            raise InputError("--lookahead_alpha needs --lookahead_steps")
         # else the program's first metric will be the one, which is known later: see `choose_best_metric`
         self.names_best_metric = self.metric_for_best_model is not None
         if self.greater_is_better is None and self.names_best_metric and is_lower_better(self.metric_for_best_model):
@@ -276,5 +292,5 @@ def is_reserved(name: str) -> bool:
 
 def is_lower_better(metric: str | None) -> bool:
     """Whether a metric measures what is bad, as far as its name tells."""
-    name = (metric or "").removeprefix("eval_").lower()
-    return name.endswith("loss") or name in ("perplexity", "mse", "mae", "rmse", "wer", "cer", "ter")
+    name = re.sub("^(eval|test)_", "", metric or "").lower()
+    return name.endswith("loss") or name in ("perplexity", "mse", "mae", "rmse", "wer", "cer", "ter", "forgetting")

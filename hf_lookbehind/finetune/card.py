@@ -1,12 +1,14 @@
 """The card of a finished run: what its Trainer knows, and what its flags say."""
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..hub import LookbehindCardData
+from ..hub.base_license import license_of
 from ..hub.model_card import save
 from ..hub.redact import command
 from ..trainer.card import card_data, results_of
@@ -32,13 +34,14 @@ def write(args: Arguments, program: Callable[..., Any], trainer: Any, metrics: M
         trainer: with the final model.
         metrics: those of `all_results.json`.
     """
-    folder = Path(trainer.args.output_dir)
-    save(_gather(args, program, trainer, metrics, folder), folder)
+    save(gather(args, program, trainer, metrics), trainer.args.output_dir)
 
 
-def _gather(
-    args: Arguments, program: Callable[..., Any], trainer: Any, metrics: Mapping[str, Any], folder: Path
+def gather(
+    args: Arguments, program: Callable[..., Any], trainer: Any, metrics: Mapping[str, Any]
 ) -> LookbehindCardData:
+    """What `write` writes."""
+    folder = Path(trainer.args.output_dir)
     data, repo_id = card_data(trainer), args.hub.repo_id if args.hub is not None else None
     results = []
     for prefix, split in (
@@ -46,7 +49,7 @@ def _gather(
         ("test", args.data.test_split or "test"),
     ):
         results += results_of(metrics, prefix, split, metrics.get(f"{prefix}_samples", 0))
-    dataset, dataset_name = _dataset(args.data)
+    dataset, dataset_name = dataset_of(args.data)
     name = Path(inspect.getfile(program)).stem.removeprefix("run_").replace("_", "-")
     return replace(
         data,
@@ -55,13 +58,16 @@ def _gather(
         dataset=dataset,
         dataset_name=dataset_name,
         dataset_config=args.data.dataset_config_name,
+        dataset_revision=None if dataset is None else revision_of(trainer.train_dataset),
+        # the Hub is asked where it is needed anyway
+        license=data.license or (args.hub and license_of(data.base_model, ask=True, token=args.hub.token)),
         results=results,
         figures={path: text for path, text in FIGURES.items() if (folder / path).is_file()},
         command=command(f"hf-lookbehind {name}", args.flags, leave_out=[f"--{flag}" for flag in HUB_FLAGS]),
     )
 
 
-def _dataset(args: Any) -> tuple[str | None, str | None]:
+def dataset_of(args: Any) -> tuple[str | None, str | None]:
     """The id on the Hub, if it has one, and what to call it: of a file or folder, its name without the way to it."""
     name = args.dataset_name
     if name in BUILT_IN:
@@ -72,3 +78,12 @@ def _dataset(args: Any) -> tuple[str | None, str | None]:
         [name] if name is not None else [getattr(args, "train_dir", None), *(getattr(args, "train_file", None) or ())]
     )
     return None, ", ".join(Path(path).expanduser().resolve().name for path in local if path) or None
+
+
+def revision_of(dataset: Any) -> str | None:
+    """The commit on the Hub that examples were read from, where they still lie in its cache, whose folder it names."""
+    # of images, the rows before they are preprocessed
+    rows = dataset.part.dataset if hasattr(dataset, "part") else dataset
+    folders = {Path(file["filename"]).parent.name for file in getattr(rows, "cache_files", ())}
+    commits = [name for name in folders if re.fullmatch("[0-9a-f]{40}", name)]
+    return commits[0] if len(commits) == len(folders) == 1 else None

@@ -116,17 +116,16 @@ def find_column(dataset: Dataset, given: str | None, candidates: Sequence[str], 
     raise InputError(f"--{flag} {problem}; the dataset's columns are {', '.join(dataset.column_names)}")
 
 
-def check_columns(splits: Mapping[str, Dataset], columns: Sequence[str]) -> None:
-    """Refuse a split without a column that another has.
+def check_columns(part: Part, columns: Sequence[str]) -> None:
+    """Refuse rows without a column that those to train on have.
 
     Raises:
         InputError: names both, and the columns that there are.
     """
-    for split, dataset in splits.items():
-        for name in columns:
-            if name not in dataset.column_names:
-                has = ", ".join(dataset.column_names)
-                raise InputError(f"the split {split!r} has no column {name!r}; its columns are {has}")
+    for name in columns:
+        if name not in part.dataset.column_names:
+            has = ", ".join(part.dataset.column_names)
+            raise InputError(f"the split {part.name} has no column {name!r}; its columns are {has}")
 
 
 def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -154,6 +153,7 @@ def random_subset(size: int, limit: int | None, seed: int) -> np.ndarray:
 def choose_parts(
     args: DataArguments,
     splits: Mapping[str, Dataset],
+    columns: Sequence[str] = (),
     *,
     seed: int,
     test: bool,
@@ -166,6 +166,7 @@ def choose_parts(
     Args:
         args: the data flags.
         splits: all rows, by split.
+        columns: that each split has which is used.
         seed: of the random choices.
         test: whether a test split is wanted even if `--test_split` does not name it.
         strata: gives the class of each example of the training split, all of which the random part then has its share
@@ -173,6 +174,9 @@ def choose_parts(
 
     Returns:
         "train" and, where there are such, "validation" and "test".
+
+    Raises:
+        InputError: a split is empty, or has not these columns.
     """
     parts = {"train": take_split(splits, args.train_split, "train_split")}
     if args.validation_split is not None or "validation" in splits:
@@ -185,6 +189,7 @@ def choose_parts(
     if args.test_split is not None or test:
         parts["test"] = take_split(splits, args.test_split or "test", "test_split")
     for name, part in parts.items():
+        check_columns(part, columns)
         limit = args.max_train_samples if name == "train" else args.max_eval_samples
         parts[name] = replace(part.take(random_subset(len(part), limit, seed)), name=args.source(name, part.name))
     return parts

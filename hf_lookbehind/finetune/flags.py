@@ -18,6 +18,7 @@ from transformers import HfArgumentParser
 from ..config import InputError, LookbehindConfig
 from ..hub.redact import redact_flags
 from .arguments import DataArguments, FinetuningArguments, ModelArguments, SearchArguments, is_reserved
+from .lookahead import check_lookahead
 from .paths import check_output_dir, resume_from
 from .program import one_line
 from .sharing import HUB_FLAGS, HubArguments, take_hub_arguments
@@ -147,14 +148,14 @@ class FlagParser(HfArgumentParser):
         model = self.groups["model"](**values["model"])
         data.check_files()
         model.check_files()
-        training = values["training"]
-        output_dir = "trainer_output" if training["output_dir"] is None else training["output_dir"]
-        resume = resume_from(training["resume_from_checkpoint"])
+        given_training = values["training"]
+        output_dir = "trainer_output" if given_training["output_dir"] is None else given_training["output_dir"]
+        resume = resume_from(given_training["resume_from_checkpoint"])
         self.check_output_dir(output_dir, resume, data.inputs() | model.inputs())
-        hub = take_hub_arguments(training, output_dir)
-        return Arguments(
-            data, model, lookbehind, search, self.groups["training"](**training), hub, redact_flags(given)
-        )
+        hub = take_hub_arguments(given_training, output_dir)
+        training = self.groups["training"](**given_training)
+        check_lookahead(training, lookbehind)
+        return Arguments(data, model, lookbehind, search, training, hub, redact_flags(given))
 
     def check_output_dir(self, name: str, resume: str | bool | None, inputs: Mapping[str, str | None]) -> None:
         """Refuse a folder that cannot be written, or resumed from; see `paths.check_output_dir`."""

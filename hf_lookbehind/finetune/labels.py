@@ -1,12 +1,31 @@
 """Labels: classes, sets of them, numbers; as a dataset has them and as a model takes them."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from datasets import ClassLabel, Value
 
 from ..config import InputError
+from .arguments import DataArguments
 from .data import Part
+
+
+@dataclass
+class NoisyLabelArguments(DataArguments):
+    """Data of one class per example, of which some may be made wrong, for a trial."""
+
+    label_noise: float = field(
+        default=0.0, metadata={"help": "Fraction of the training labels replaced by another class, drawn at random."}
+    )
+    corruption_seed: int = field(default=0, metadata={"help": "Seed of what is made wrong, as of --label_noise."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.label_noise <= 1:
+            raise InputError(f"--label_noise {self.label_noise} is not allowed: a fraction in [0, 1]")
+        if self.corruption_seed < 0:
+            raise InputError(f"--corruption_seed {self.corruption_seed} is not allowed: 0 or more")
 
 
 def class_names(part: Part, column: str) -> list[str]:

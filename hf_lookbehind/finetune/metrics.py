@@ -1,6 +1,8 @@
 """Metrics: those we ship work without a network, any other comes from `evaluate`."""
 
 import math
+import numbers
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -15,7 +17,7 @@ from sklearn import metrics as sklearn_metrics
 from torch.nn.functional import cross_entropy
 from transformers import EvalPrediction
 
-from ..config import InputError
+from ..config import InputError, LookbehindWarning
 from .program import one_line
 
 Score = Callable[..., dict[str, float]]
@@ -98,24 +100,47 @@ def load_metric(name: str, kind: Kind) -> Any:
 def rate(names: Sequence[str], kind: Kind) -> tuple[Score, list[str]]:
     """A function of `predictions=` and `references=` that gives all metrics, and their keys.
 
+    Of what a metric gives, such as precisions beside a BLEU score, only numbers are reported. One that turns out to be
+    none later on is nan.
+
     Raises:
-        InputError: a metric cannot be loaded or does not rate predictions of this kind.
+        InputError: a metric cannot be loaded, does not rate predictions of this kind, or gives no number.
+
+    Warns:
+        LookbehindWarning: a metric also gives what is no number.
     """
     loaded = {name: load_metric(name, kind) for name in names}
-
-    def score(predictions: Any, references: Any) -> dict[str, float]:
-        found: dict[str, float] = {}
-        for metric in loaded.values():
-            found |= metric.compute(predictions=predictions, references=references)
-        return found
-
     keys: list[str] = []
     for name, metric in loaded.items():
         try:
-            keys += metric.compute(predictions=kind.trial, references=kind.trial)
+            tried = metric.compute(predictions=kind.trial, references=kind.trial)
         except (TypeError, ValueError, KeyError) as error:
             raise InputError(f"--metric {name!r} does not rate {kind.description}: {one_line(error)}") from error
+        found = _numbers(tried)
+        if not found:
+            raise InputError(f"--metric {name!r} is not allowed: it gives no number, but {one_line(tried)[:80]}")
+        if len(found) < len(tried):
+            others = ", ".join(key for key in tried if key not in found)
+            warnings.warn(f"--metric {name!r}: no number, and not reported: {others}", LookbehindWarning, stacklevel=2)
+        keys += found
+
+    def score(predictions: Any, references: Any) -> dict[str, float]:
+        found = dict.fromkeys(keys, math.nan)
+        for metric in loaded.values():
+            found |= _numbers(metric.compute(predictions=predictions, references=references))
+        return found
+
     return score, keys
+
+
+def _numbers(computed: Any) -> dict[str, float]:
+    """Those of the values that are numbers, or arrays of one."""
+    found = {}
+    for key, value in computed.items() if isinstance(computed, Mapping) else ():
+        value = value.item() if getattr(value, "ndim", None) == 0 else value
+        if isinstance(value, numbers.Real):
+            found[key] = value
+    return found
 
 
 # ---- classes ----

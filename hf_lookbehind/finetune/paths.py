@@ -31,6 +31,10 @@ def check_model_folder(flag: str, name: str, *, weights: bool) -> None:
         return
     if not folder.is_dir():
         raise InputError(f"{flag} {name!r} is a file: the folder of a saved model is needed")
+    if not (folder / "config.json").is_file() and (folder / "adapter_config.json").is_file():
+        raise InputError(
+            f"{flag} {name!r} holds adapters only: save the model with them merged into it (peft: merge_and_unload)"
+        )
     if not (folder / "config.json").is_file():
         raise InputError(f"{flag} {name!r} is not a model folder: it has no config.json")
     if weights and not any(file.suffix in (".safetensors", ".bin") for file in folder.iterdir()):

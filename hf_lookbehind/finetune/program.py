@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import datasets
+from accelerate.utils import broadcast_object_list
 from transformers.utils import logging
 
 from ..config import InputError
@@ -23,11 +24,30 @@ INTERRUPTED = 130
 PREEMPTED = 143  # what a shell reports of a program that SIGTERM has ended
 
 STATUS_NAME = "run_status.json"
+SEARCH_NAME = "rho_search.json"
 
 
 def is_main_process() -> bool:
     """Rank 0, by the launcher's environment: known before any process group is."""
     return int(os.environ.get("RANK", 0)) == 0
+
+
+def from_main_process(find: Callable[[], Any]) -> Any:
+    """What `find` gives in the main process, in all of them: what it looks at may be on that machine alone.
+
+    Raises:
+        InputError: in all of them, where it does in the main process.
+    """
+    found, problem = None, ""
+    if is_main_process():
+        try:
+            found = find()
+        except InputError as error:
+            problem = one_line(error)
+    found, problem = broadcast_object_list([found, problem])
+    if problem:
+        raise InputError(problem)
+    return found
 
 
 def one_line(message: Any) -> str:
@@ -164,6 +184,8 @@ def _resume_hint(output_dir: Path | None) -> str:
     # checkpoints, or the tasks of a stream
     if output_dir is not None and any(any(output_dir.glob(name)) for name in ("checkpoint-*", "task-*")):
         return "continue from the last checkpoint with --resume_from_checkpoint last"
+    if output_dir is not None and (output_dir / SEARCH_NAME).is_file():
+        return "no checkpoint was saved; with the same flags the search goes on after its finished trainings"
     return "no checkpoint was saved"
 
 

@@ -1,21 +1,20 @@
 """`--push_to_hub` and its flags: what is asked for, asked of the Hub before the training, and done after it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import broadcast_object_list
 from transformers import Trainer
 from transformers.trainer_utils import HubStrategy
 
 from ..config import InputError
-from ..hub import NotPushedError, check_write_access
+from ..hub import NotPushedError
 from ..hub.files import NEEDS_BASE, check_folder_to_push, is_local
 from ..hub.push import CHECK_DEADLINE, Push, check_repo_id, push_command, start_push
-from ..trainer.pushes import CheckpointPushes
-from .program import is_main_process
+from ..trainer.pushes import CheckpointPushes, checked_repository
+from .program import RunStatus, from_main_process, is_main_process
 
 # Of the Trainer's flags, those that the program follows in its place, with what they mean. The Trainer would write the
 # token into training_args.bin, and push that.
@@ -70,17 +69,18 @@ class HubArguments:
         for adapter in getattr(model, "peft_config", {}).values():
             if is_local(adapter.base_model_name_or_path):
                 raise InputError(f"--push_to_hub: {NEEDS_BASE}, not {adapter.base_model_name_or_path!r}")
-        deadline = min(CHECK_DEADLINE, self.deadline or CHECK_DEADLINE)
-
-        def ask() -> tuple[str, str]:
-            try:
-                return check_write_access(self.repo_id, self.token, private=self.private, deadline=deadline), ""
-            except NotPushedError as error:
-                return self.repo_id, str(error)
-
-        repo_id, problem = _from_main_process(ask)
-        if problem:
-            raise InputError(f"--push_to_hub to {repo_id} would fail: {problem}; nothing has been trained")
+        try:
+            repo_id = checked_repository(
+                self.repo_id,
+                is_main=is_main_process(),
+                token=self.token,
+                private=self.private,
+                deadline=min(CHECK_DEADLINE, self.deadline or CHECK_DEADLINE),
+            )
+        except NotPushedError as error:
+            raise InputError(
+                f"--push_to_hub to {self.repo_id} would fail: {error}; nothing has been trained"
+            ) from error
         return replace(self, repo_id=repo_id)
 
     @property
@@ -123,16 +123,23 @@ class HubArguments:
 
         problem = None
         while problem is None:
-            problem = _from_main_process(wait)
+            problem = from_main_process(wait)
         if not problem:
             return ""
         command = push_command(self.folder, self.repo_id, private=self.private, revision=self.revision)
         return f"trained, not pushed: {problem}. The model is in {self.folder}; push it with: {command}"
 
 
-def _from_main_process(find: Callable[[], Any]) -> Any:
-    """What `find` gives in the main process, in all of them."""
-    return broadcast_object_list([find() if is_main_process() else None])[0]
+def push_at_the_end(hub: HubArguments | None, status: RunStatus) -> str:
+    """Upload the folder, where that was asked for; all that is pushed is in it by now.
+
+    Returns:
+        The id of the repository; "" where nothing was pushed. `status` is told why not.
+    """
+    if hub is None:
+        return ""
+    status.not_pushed = hub.push()
+    return "" if status.not_pushed else hub.repo_id
 
 
 def take_hub_arguments(training: dict[str, Any], output_dir: str) -> HubArguments | None:

@@ -10,6 +10,7 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, Traine
 from ..config import InputError, LookbehindConfig
 from ..trainer import LookbehindTrainer
 from .arguments import FinetuningArguments, ModelArguments
+from .lookahead import over_lookahead
 from .metrics import Metrics
 from .models import try_out
 from .program import no_empty_folder, one_line
@@ -79,10 +80,11 @@ class Task:
             "lookbehind_config": lookbehind,
             "callbacks": callbacks,
         }
+        trainer_class = over_lookahead(self.trainer_class) if training.lookahead_steps else self.trainer_class
         try:
             # the Trainer makes its folder before everything that it refuses is refused
             with no_empty_folder(Path(training.output_dir or "")):
-                trainer = self.trainer_class(model=model, args=training, **settings | others)
+                trainer = trainer_class(model=model, args=training, **settings | others)
                 _try_optimizer_and_scheduler(trainer)
         except (ValueError, RuntimeError, ImportError) as error:
             raise InputError(one_line(error)) from error

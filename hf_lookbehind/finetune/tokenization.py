@@ -1,17 +1,21 @@
 """Models of texts: their tokenizers, what these must be able to do, how many tokens they take."""
 
+import copy
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers, processors, trainers
 from tokenizers import models as tokenizer_models
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerFast
+from torch import nn
+from transformers import AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerFast
 
 from ..config import InputError
 from .adapters import check_adapter_flags
 from .arguments import ModelArguments
-from .models import blamed_on, hub_options
+from .models import LOADING_ERRORS, blamed_on, hub_options
 from .paths import exists, looks_like_path
 
 # Special tokens of a tokenizer that is trained here, and how it frames one text and a pair of texts.
@@ -156,24 +160,49 @@ def check_vocabulary(tokenizer: Any, config: PreTrainedConfig) -> None:
 
 def longest_input(tokenizer: Any, config: PreTrainedConfig) -> int | None:
     """Tokens that the model can take at once, as its positions and its tokenizer tell; None: any number."""
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     # a tokenizer that knows no limit says 10^30
-    limits = [limit for limit in (positions, tokenizer.model_max_length) if limit is not None and limit < 10**9]
-    return min(limits, default=None)
+    limits = [limit for limit in (_positions(config), tokenizer.model_max_length) if limit is not None]
+    return min((limit for limit in limits if limit < 10**9), default=None)
 
 
-def choose_length(flag: str, given: int | None, default: int, tokenizer: Any, config: PreTrainedConfig) -> int:
+def _positions(config: PreTrainedConfig) -> int | None:
+    """Positions that a model has for tokens; None where they are relative.
+
+    RoBERTa and its kin number them from `padding_idx + 1` on: of 514 embeddings, 512 are for tokens. What the config
+    does not say the layers do.
+    """
+    text_config = config.get_text_config()
+    count = getattr(text_config, "max_position_embeddings", None)
+    if count is None:
+        return None
+    # what is wrong with a config is told when the model itself is built
+    with suppress(*LOADING_ERRORS), torch.device("meta"):
+        for name, module in AutoModel.from_config(copy.deepcopy(text_config)).named_modules():
+            is_position = isinstance(module, nn.Embedding) and "position" in name and module.num_embeddings == count
+            if is_position and module.padding_idx is not None:
+                return count - module.padding_idx - 1
+    return count
+
+
+def fewest_tokens(tokenizer: Any, texts: int = 1) -> int:
+    """Of an input of one text, or of two, each of which has a token left beside the special ones."""
+    return tokenizer.num_special_tokens_to_add(pair=texts == 2) + texts
+
+
+def choose_length(
+    flag: str, given: int | None, default: int, tokenizer: Any, config: PreTrainedConfig, *, least: int = 1
+) -> int:
     """The number of tokens that a flag asks for, or the default where the model can take so many.
 
     Raises:
-        InputError: it is below 1 or more than the model can take.
+        InputError: it is below the least, or more than the model can take.
     """
     limit = longest_input(tokenizer, config)
     if given is None:
         return default if limit is None else min(default, limit)
     if getattr(config.get_text_config(), "max_position_embeddings", None) is None:
         limit = None  # relative positions: what the tokenizer tells is a habit
-    if given < 1 or (limit is not None and given > limit):
-        allowed = "1 or more" if limit is None else f"1 to {limit}, which the model can take"
+    if given < least or (limit is not None and given > limit):
+        allowed = f"{least} or more" if limit is None else f"{least} to {limit}, which the model can take"
         raise InputError(f"--{flag} {given} is not allowed: {allowed}")
     return given

@@ -1,8 +1,9 @@
 """The course of every program: flags, data and model; a search, if one is wanted; training, evaluation, a table."""
 
+import copy
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,10 +16,21 @@ from transformers.utils import logging
 from ..config import InputError
 from ..report import format_table, plot_training
 from . import card
+from .arguments import FinetuningArguments
 from .flags import Arguments, FlagParser
+from .lookahead import check_checkpoint
 from .paths import resume_from
-from .program import Preempted, RunStatus, is_main_process, no_empty_folder, quiet_libraries, run_program
+from .program import (
+    Preempted,
+    RunStatus,
+    from_main_process,
+    is_main_process,
+    no_empty_folder,
+    quiet_libraries,
+    run_program,
+)
 from .rho_search import RhoSearch
+from .sharing import push_at_the_end
 from .task import Task
 
 PLOT_NAME = "training.png"
@@ -80,20 +92,24 @@ class Program:
                     f"--eval_strategy {IntervalStrategy(training.eval_strategy).value} needs validation data: "
                     "--train_val_split 0"
                 )
-            if training.prediction_loss_only and task.metrics.keys:
-                raise InputError("--prediction_loss_only is not supported: the program rates predictions")
-            if not training.eval_do_concat_batches:
-                raise InputError("--eval_do_concat_batches false is not supported: metrics want all batches in one")
+            check_rating_flags(training, task.metrics.keys)
             training.choose_best_metric(task.metrics.keys)
+            from_main_process(lambda: check_checkpoint(training))
             search = RhoSearch(args, task) if args.search.rho_search is not None else None
+            probed = training
+            if search is not None:
+                # the handler of SIGTERM would keep the Trainer that is made before a search, and its model, for good
+                probed = copy.copy(training)
+                probed.enable_jit_checkpoint = False
             with no_empty_folder(status.output_dir):
-                trainer = task.make_trainer(task.make_model(training.seed, args.model), training, args.lookbehind)
+                trainer = task.make_trainer(task.make_model(training.seed, args.model), probed, args.lookbehind)
                 hub = args.hub.checked(trainer.model) if args.hub is not None else None
             if search is not None:
                 # all that can be refused has been
                 status.start()
+                del trainer
                 args = search.run()
-                trainer = task.make_trainer(task.make_model(training.seed, args.model), training, args.lookbehind)
+                trainer = task.make_trainer(task.make_model(training.seed, args.model), args.training, args.lookbehind)
         logging.set_verbosity(training.get_process_log_level())
         counter = _StepCounter()
         trainer.add_callback(counter)
@@ -123,9 +139,7 @@ class Program:
             results |= found
         if is_main_process():
             card.write(replace(args, hub=hub), self.prepare, trainer, results)
-        # all that is pushed is in the folder by now
-        status.not_pushed = hub.push() if hub is not None else ""
-        repo_id = hub.repo_id if hub is not None and not status.not_pushed else ""
+        repo_id = push_at_the_end(hub, status)
         return Results(results, trainer, task.datasets, "" if search is None else search.table(), repo_id)
 
     def main(self, argv: Sequence[str] | None = None) -> int:
@@ -133,16 +147,34 @@ class Program:
         return run_program(lambda status: self.train(argv, status), _show)
 
 
+def check_rating_flags(training: FinetuningArguments, metrics: Collection[str]) -> None:
+    """Refuse what leaves nothing that predictions could be rated by.
+
+    Raises:
+        InputError: names the flag.
+    """
+    if training.prediction_loss_only and metrics:
+        raise InputError("--prediction_loss_only is not supported: the program rates predictions")
+    for flag, is_given in (
+        ("eval_do_concat_batches false", not training.eval_do_concat_batches),
+        ("batch_eval_metrics", training.batch_eval_metrics),
+    ):
+        if is_given:
+            raise InputError(f"--{flag} is not supported: metrics want all batches in one")
+
+
 def _show(results: Results) -> None:
-    """The tables at the end."""
+    show_metrics(results.search, results.metrics, results.trainer.args.output_dir, results.repo_id)
+
+
+def show_metrics(table: str, metrics: Mapping[str, Any], folder: str | Path, repo_id: str) -> None:
+    """Print a table, one of the metrics, and where the model is now."""
     rows = [
         {"metric": name, "value": f"{value:.4g}" if isinstance(value, float) else str(value)}
-        for name, value in results.metrics.items()
+        for name, value in metrics.items()
     ]
-    tables = [table for table in (results.search, format_table(rows)) if table]
-    sys.stdout.write("".join(f"\n{table}\n" for table in tables))
-    pushed = f" and pushed to {results.repo_id}" if results.repo_id else ""
-    sys.stdout.write(f"\nsaved in {results.trainer.args.output_dir}{pushed}\n")
+    sys.stdout.write("".join(f"\n{table}\n" for table in (table, format_table(rows)) if table))
+    sys.stdout.write(f"\nsaved in {folder}{f' and pushed to {repo_id}' if repo_id else ''}\n")
 
 
 class _StepCounter(TrainerCallback):

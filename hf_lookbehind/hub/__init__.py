@@ -1,7 +1,15 @@
 """Sharing on the Hub: pushes that never lose a model, and cards that say how it was trained."""
 
+from .card_data import LookbehindCardData, MethodRuns, Result
 from .files import files_to_push
-from .model_card import LookbehindCardData, Result
 from .push import NotPushedError, check_write_access, push_folder
 
-__all__ = ["LookbehindCardData", "NotPushedError", "Result", "check_write_access", "files_to_push", "push_folder"]
+__all__ = [
+    "LookbehindCardData",
+    "MethodRuns",
+    "NotPushedError",
+    "Result",
+    "check_write_access",
+    "files_to_push",
+    "push_folder",
+]

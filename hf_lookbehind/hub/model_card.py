@@ -1,186 +1,51 @@
-"""Model cards that say what the method did: `LookbehindCardData` holds what is known, `render` makes a card of it."""
+"""Model cards that say what the method did: `render` makes one of plain data, `save` and `load` keep both."""
 
 import hashlib
-import math
+import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jinja2
-from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import StrictUndefined
 
-from ..config import LookbehindConfig
-from ..report import format_plus_minus, format_table
-from . import citations
+from ..config import InputError, LookbehindConfig
+from ..report import format_plus_minus, format_table, mean_sd
+from .card_data import LookbehindCardData, MethodRuns, Result
 from .files import CARD_NAME
+from .flatness import flatness_table, how_measured, read_flatness
 
-TEMPLATE, METHOD_TEMPLATE = (Path(__file__).with_name(name) for name in ("template.md", "method.md"))
-TAGS = ("lookbehind", "sharpness-aware-minimization")
-SINGLE_RUN = "One run with one seed."
+TEMPLATE, METHOD_TEMPLATE, FLATNESS_TEMPLATE = (
+    Path(__file__).with_name(name) for name in ("template.md", "method.md", "flatness.md")
+)
+# Beside the card: what it says, as plain data, to write it again.
+DATA_NAME = "card.json"
 # What other libraries write by themselves.
 _GENERATED = ("Model Card for Model ID", "This model card has been generated automatically")
+NO_BREAK = "\N{NO-BREAK SPACE}"
 _MARK = "\n<!-- written by hf_lookbehind {} -->\n"
-
-
-@dataclass(frozen=True)
-class Result:
-    """A metric on a split.
-
-    Attributes:
-        split: its name in the dataset, or what part it is.
-        metric: "accuracy", "loss", ...
-        value: the metric.
-        examples: how many.
-    """
-
-    split: str
-    metric: str
-    value: float
-    examples: int
-
-
-@dataclass
-class LookbehindCardData:
-    """All that a card says. What is unknown stays empty, and is left out or called not measured.
-
-    Attributes:
-        model_name: the title.
-        settings: of the method, resolved.
-        base_optimizer: in words.
-        repo_id: on the Hub, if it is known.
-        model_class: that loads it, of the package `transformers` (of `peft`, for adapters).
-        processor_class: that loads its tokenizer or processor.
-        library: "transformers" or "peft".
-        base_model: id on the Hub of the model that was fine-tuned; nothing for a local one.
-        base_name: what to call that model; nothing for one trained from scratch.
-        base_revision: its commit.
-        dataset: id on the Hub of the training data; nothing for local data.
-        dataset_name, dataset_config, dataset_revision: what to call it, and which.
-        results: see `Result`.
-        runs: of how many trainings the results are.
-        pipeline_tag, license, language: metadata.
-        tags: further ones.
-        saved_weights: which weights these are.
-        cost: name and value, of steps, passes, time, memory, hardware.
-        sharpness: records of `rho` and `rise` of the loss.
-        weight_noise: records of `measures.weight_noise`.
-        figures: alternative text by path in the folder.
-        hyperparameters: name and value.
-        command: that trained it, redacted.
-        versions: by package.
-    """
-
-    model_name: str
-    settings: LookbehindConfig
-    base_optimizer: str = ""
-    repo_id: str | None = None
-    model_class: str | None = None
-    processor_class: str | None = None
-    library: str = "transformers"
-    base_model: str | None = None
-    base_name: str | None = None
-    base_revision: str | None = None
-    dataset: str | None = None
-    dataset_name: str | None = None
-    dataset_config: str | None = None
-    dataset_revision: str | None = None
-    results: Sequence[Result] = ()
-    runs: str = SINGLE_RUN
-    pipeline_tag: str | None = None
-    license: str | None = None
-    language: str | list[str] | None = None
-    tags: Sequence[str] = ()
-    saved_weights: str = "The saved weights are the slow weights after the last step."
-    cost: Mapping[str, str] = field(default_factory=dict)
-    sharpness: Sequence[Mapping[str, float]] = ()
-    weight_noise: Sequence[Mapping[str, Any]] = ()
-    figures: Mapping[str, str] = field(default_factory=dict)
-    hyperparameters: Mapping[str, str] = field(default_factory=dict)
-    command: str = ""
-    versions: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def is_lookbehind(self) -> bool:
-        return self.settings.k > 1 and self.settings.descent == "every"
-
-    @property
-    def method(self) -> str:
-        """What the papers call these settings."""
-        ascent = self.settings.ascent.upper()
-        if self.settings.k == 0:
-            return "the base optimizer alone"
-        if self.is_lookbehind:
-            return f"Lookbehind-{ascent}"
-        return ascent if self.settings.k == 1 else f"multistep {ascent}"
-
-    def metadata(self) -> ModelCardData:
-        """The head of the card; its model-index holds what is a result on named data."""
-        results = [
-            EvalResult(
-                task_type=self.pipeline_tag,
-                dataset_type=self.dataset or re.sub(r"[^\w.-]+", "-", self.dataset_name),
-                dataset_name=self.dataset_name,
-                dataset_config=self.dataset_config,
-                dataset_split=result.split,
-                dataset_revision=self.dataset_revision,
-                metric_type=result.metric,
-                metric_name=result.metric,
-                metric_value=result.value,
-            )
-            for result in self.results
-            if self.pipeline_tag and self.dataset_name and math.isfinite(result.value)
-        ]
-        tags = [*TAGS, *(["adapter"] if self.library == "peft" else []), *self.tags]
-        return ModelCardData(
-            base_model=self.base_model,
-            datasets=[self.dataset] if self.dataset else None,
-            eval_results=results or None,
-            language=self.language,
-            library_name=self.library,
-            license=self.license,
-            metrics=sorted({result.metric for result in self.results if result.metric != "loss"}) or None,
-            model_name=self.model_name,
-            pipeline_tag=self.pipeline_tag,
-            tags=tags,
-        )
-
-    def citations(self) -> str:
-        """Of what was used."""
-        settings = self.settings
-        used = [citations.LOOKBEHIND] if self.is_lookbehind else []
-        used += [citations.SAM] if settings.k else []
-        used += [citations.ASAM] if settings.k and settings.ascent == "asam" else []
-        is_lookahead = "lookahead" in self.base_optimizer.lower() or (self.is_lookbehind and settings.alpha != 1)
-        used += [citations.LOOKAHEAD] if is_lookahead else []
-        return (
-            "```bibtex\n{}\n```".format("\n".join(used)) if used else "None: no published method beyond the optimizer."
-        )
 
 
 def render(data: LookbehindCardData) -> str:
     """The whole card, as markdown under a head of YAML."""
-    metadata = data.metadata()
-    if metadata.eval_results is None:
-        metadata.model_name = None  # without results it is no key of the Hub's
     name = data.dataset_name
     text = _fill(
         TEMPLATE,
         data,
-        metadata=metadata.to_yaml(),
+        metadata=data.metadata().to_yaml(),
         dataset_link=f"[{name}](https://huggingface.co/datasets/{data.dataset})" if data.dataset else f"`{name}`",
         results_table=_results_table(data.results),
+        comparison_table=_comparison_table(data.comparison),
         method=render_method(data),
-        flatness_table=_flatness_table(data),
+        flatness=render_flatness(data),
         usage=_usage(data),
         hyperparameters_table=_two_columns("setting", data.hyperparameters),
         versions=", ".join(f"{package} {version}" for package, version in data.versions.items()),
         citations=data.citations(),
     )
-    # conditions leave empty lines behind
-    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+    return _without_gaps(text)
 
 
 def render_method(data: LookbehindCardData) -> str:
@@ -194,15 +59,51 @@ def render_method(data: LookbehindCardData) -> str:
     )
 
 
+def render_flatness(data: LookbehindCardData) -> str:
+    """The section on what was measured of the flatness, or was not."""
+    text = _fill(
+        FLATNESS_TEMPLATE,
+        data,
+        how_measured=" ".join(how_measured(data.flatness)),
+        flatness_table=flatness_table(data.flatness),
+        figures=data.flatness.get("figures", {}),
+    )
+    return _without_gaps(text)
+
+
 def save(data: LookbehindCardData, folder: str | Path) -> Path:
-    """Write `README.md` into a folder; one that the user wrote, or edited, is kept beside it as README.backup.md."""
-    return write_card(render(data), folder)
+    """Write `README.md` into a folder, with `card.json` beside it, of which `load` and `save` write it again.
+
+    What `flatness.json` in the folder says of this model is in the card. A README.md that the user wrote, or edited,
+    is kept as README.backup.md.
+
+    Example:
+        save(replace(load(folder), comparison=[...]), folder)
+    """
+    path = write_card(render(replace(data, flatness=read_flatness(folder))), folder)
+    text = json.dumps(data.to_dict(), indent=2) + "\n"
+    path.with_name(DATA_NAME).write_text(text, encoding="utf-8")
+    return path
+
+
+def load(folder: str | Path) -> LookbehindCardData:
+    """What the card in a folder says, as `save` has left it; `flatness` is empty, and read when the card is saved.
+
+    Raises:
+        InputError: `card.json` is not there, or is not what `save` writes.
+    """
+    path = Path(folder) / DATA_NAME
+    try:
+        return LookbehindCardData.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{str(path)!r} cannot be read, and the card not be written again: {error}") from error
 
 
 def write_card(text: str, folder: str | Path) -> Path:
-    """`save`, for a card that is rendered."""
+    """Write a card that is rendered; `card.json` of an earlier one goes."""
     path = Path(folder) / CARD_NAME
     keep_own_card(folder)
+    path.with_name(DATA_NAME).unlink(missing_ok=True)
     path.write_text(text + _MARK.format(_digest(text)), encoding="utf-8")
     return path
 
@@ -261,14 +162,34 @@ def _results_table(results: Sequence[Result]) -> str:
     return format_table(rows) if rows else ""
 
 
-def _flatness_table(data: LookbehindCardData) -> str:
+def _comparison_table(comparison: Sequence[MethodRuns]) -> str:
+    """A row per method, that of the card first."""
     rows = [
-        {"measure": f"rise of the loss within rho {r['rho']:g}", "value": f"{r['rise']:.4g}"} for r in data.sharpness
+        {
+            "method": f"{runs.method}" if i else f"**{runs.method}**",
+            "settings": runs.settings,
+            "runs": _runs(runs),
+            **{metric: _mean(values) for metric, values in runs.values.items()},
+            "gradient passes": f"{runs.gradient_passes:g}" + (f", {runs.budget(comparison[0])}" if i else ""),
+        }
+        for i, runs in enumerate(comparison)
     ]
-    for record in data.weight_noise:
-        value = format_plus_minus(record["mean"], record["sd"], digits=4)
-        rows.append({"measure": f"metric under weight noise {record['sigma']:g}", "value": value})
     return format_table(rows) if rows else ""
+
+
+def _runs(runs: MethodRuns) -> str:
+    return "single run" if runs.seeds == 1 else f"{runs.seeds} seeds"
+
+
+def _mean(values: Sequence[float]) -> str:
+    text = format_plus_minus(*mean_sd(values), digits=3) if len(values) > 1 else f"{values[0]:.3f}"
+    # a page may be too narrow for the table, and would break the line before or after the sign
+    return text.replace(" +- ", f"{NO_BREAK}±{NO_BREAK}")
+
+
+def _without_gaps(text: str) -> str:
+    """Conditions leave empty lines behind."""
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
 def _usage(data: LookbehindCardData) -> str:

@@ -8,7 +8,8 @@ from pathlib import PurePosixPath, PureWindowsPath
 REDACTED = "REDACTED"
 # "tokenizer_name" and its kin are none
 _SECRET_FLAG = re.compile(r"(^|[-_])(token|secret|password|passwd|api[-_]?key|credentials?)($|[-_])", re.IGNORECASE)
-_TOKEN = re.compile(r"\b(hf|api_org)_[A-Za-z0-9]{6,}")
+# "hf_lookbehind" is none
+_TOKEN = re.compile(r"\b(hf|api_org)_(?!lookbehind\b)[A-Za-z0-9]{6,}")
 _USER_OF_URL = re.compile(r"(?<=://)[^/\s@]+@")
 # directories before a name, inside of a longer value
 _DIRECTORIES = re.compile(r"""(?<![\w.:/~-])(?:~[\w-]*|\.\.)?/(?:[^\s,;:"'=]*/)?""")
@@ -52,14 +53,13 @@ def command(program: str, argv: Sequence[str], leave_out: Sequence[str] = ()) ->
             --k 2 \\
             --output_dir 'my runs'
     """
-    lines = [program]
-    for word in map(shlex.quote, argv):
+    flags: list[list[str]] = [[program]]
+    for word in argv:
         if word.startswith("--"):
-            lines.append(word)
-        else:
-            lines[-1] += f" {word}"
-    flags = (line for line in lines[1:] if line.split()[0].partition("=")[0] not in leave_out)
-    return " \\\n    ".join([lines[0], *flags])
+            flags.append([])
+        flags[-1].append(word)
+    lines = (shlex.join(words) for words in flags[1:] if words[0].partition("=")[0] not in leave_out)
+    return " \\\n    ".join([" ".join([program, *map(shlex.quote, flags[0][1:])]), *lines])
 
 
 def _redact_value(value: str, is_secret: bool) -> str:

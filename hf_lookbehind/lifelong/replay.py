@@ -13,7 +13,7 @@ from ..config import InputError, LookbehindConfig
 from ..optim.same_function import SameFunction
 from ..optim.shards import is_sharded
 from .memory import ReplayMemory
-from .tasks import TaskSequence
+from .tasks import TaskSequence, labels_of
 
 
 class NoReplay:
@@ -28,8 +28,11 @@ class NoReplay:
 
     def check(self, tasks: TaskSequence) -> None:
         """Raises `InputError` where the memory has less than one place for each class of the stream."""
-        num_classes = len({label for task in tasks for label in task.classes})
-        if self.memory is not None and self.memory.size < num_classes:
+        if self.memory is None:
+            return
+        classes = {label for task in tasks for label in task.classes} or set(labels_of(tasks[0].train).tolist())
+        num_classes = len(classes)
+        if self.memory.size < num_classes:
             raise InputError(
                 f"memory_size={self.memory.size} is not allowed: one example or more for each of the {num_classes} "
                 "classes"

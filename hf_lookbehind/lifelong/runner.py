@@ -11,10 +11,8 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
-from ..config import InputError
-from ..optim.shards import is_main_process
+from ..config import InputError, LookbehindConfig
 from ..trainer.checkpoints import last_complete_checkpoint
 from .memory import ReplayMemory
 from .metrics import average_accuracy, backward_transfer, forgetting, forward_transfer, learning_accuracy
@@ -106,7 +104,7 @@ def train_sequence(
 
     Raises:
         InputError: a memory smaller than the number of classes; the folder holds a run, and `resume` is not given, or
-            one of another stream.
+            one of another stream, or of another method.
 
     Example:
         def make_trainer(output_dir, **settings):
@@ -122,19 +120,28 @@ def train_sequence(
     replay = replay or NoReplay()
     root = Path(output_dir)
     stream = check_stream(tasks, replay, output_dir=root, keep_optimizer=keep_optimizer, resume=resume)
-    if dist.is_available() and dist.is_initialized():
-        dist.barrier()  # all processes have looked before one of them writes
-    if is_main_process() and not resume:
-        root.mkdir(parents=True, exist_ok=True)
-        _write(root / STREAM_NAME, stream)
+    is_started = resume
+
+    def make_and_start(**settings: Any) -> Any:
+        nonlocal is_started
+        trainer = make_trainer(**settings)
+        check_method(root, trainer.lookbehind_config)
+        if not is_started:
+            # the processes know each other by now: all of them have looked before one of them writes
+            trainer.accelerator.wait_for_everyone()
+            if trainer.is_world_process_zero():
+                _write(root / STREAM_NAME, stream)
+            is_started = True
+        return trainer
+
     measured_all = tasks.scenario != "class"
-    baseline = _baseline(make_trainer, tasks, root) if measured_all else None
+    baseline = _baseline(make_and_start, tasks, root) if measured_all else None
     rows: list[dict[str, Any]] = []
     trainer = None
     for current in range(len(tasks)):
         end = _folder(root, current) / END
         if not end.is_dir():
-            trainer = _train_task(make_trainer, tasks, replay, current, root, keep_optimizer)
+            trainer = _train_task(make_and_start, tasks, replay, current, root, keep_optimizer)
             if trainer.was_preempted:
                 break
         rows.append(json.loads((end / RESULT_NAME).read_text(encoding="utf-8")))
@@ -281,6 +288,20 @@ def check_stream(
         if differing:
             raise InputError(f"output_dir={folder!r} holds another stream: {', '.join(differing)} differ")
     return stream
+
+
+def check_method(output_dir: str | Path, config: LookbehindConfig) -> None:
+    """Refuse to go on with another method than that of the tasks before.
+
+    Raises:
+        InputError: names the settings.
+    """
+    end = _folder(Path(output_dir), 0) / END
+    if end.is_dir():
+        differing = config.differences(LookbehindConfig.load(end))
+        if differing:
+            problem = f"holds a stream of another method: {', '.join(differing)} differ"
+            raise InputError(f"output_dir={str(output_dir)!r} {problem}")
 
 
 def _write(path: Path, content: dict[str, Any] | Sequence[Any]) -> None:

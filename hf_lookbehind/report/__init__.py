@@ -1,10 +1,19 @@
 """Plain data in; numbers, text and picture files out."""
 
-from .plots import plot_accuracy_against_noise, plot_against_cost, plot_forgetting, plot_search, plot_training
+from .plots import (
+    Grid,
+    plot_accuracy_against_noise,
+    plot_against_cost,
+    plot_forgetting,
+    plot_grids,
+    plot_search,
+    plot_training,
+)
 from .statistics import mean_sd, paired_difference, paired_interval
 from .tables import format_plus_minus, format_table
 
 __all__ = [
+    "Grid",
     "format_plus_minus",
     "format_table",
     "mean_sd",
@@ -13,6 +22,7 @@ __all__ = [
     "plot_accuracy_against_noise",
     "plot_against_cost",
     "plot_forgetting",
+    "plot_grids",
     "plot_search",
     "plot_training",
 ]

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib import colormaps
@@ -193,6 +194,52 @@ def plot_against_cost(
     axes.set_xticks([], minor=True)
     axes.set_title(title, fontsize=11)
     return _save(figure, axes, path, xlabel, ylabel)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Scores of the points of a grid.
+
+    Attributes:
+        rows, columns: the name of each of the two settings, and its values.
+        scores: `scores[i][j]` of row i and column j; nan is left white.
+    """
+
+    rows: tuple[str, Sequence[float]]
+    columns: tuple[str, Sequence[float]]
+    scores: Sequence[Sequence[float]]
+
+
+def plot_grids(grids: Mapping[str, Grid], path: str | Path, *, title: str = "") -> Path:
+    """Draw differences over two settings as heat maps beside each other, of one scale around 0: blue is better.
+
+    Args:
+        grids: by label, from the left; at least one. Their scores are differences from what is compared with.
+        path: the PNG file to write; its folder must exist.
+        title: text as given.
+
+    Returns:
+        The path.
+    """
+    figure = Figure(figsize=(1.2 + 2.6 * len(grids), 3.2), layout="constrained")
+    panels = figure.subplots(1, len(grids), squeeze=False)[0]
+    values = [abs(v) for grid in grids.values() for row in grid.scores for v in row if not math.isnan(v)]
+    limit = max(values, default=0) or 1
+    for axes, (label, grid) in zip(panels, grids.items(), strict=True):
+        axes.imshow(grid.scores, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto")
+        for i, row in enumerate(grid.scores):
+            for j, value in enumerate(row):
+                if not math.isnan(value):
+                    colour = "w" if abs(value) > 0.6 * limit else "k"
+                    axes.text(j, i, f"{value:+.1f}", ha="center", va="center", color=colour, fontsize=8)
+        axes.set_title(label, fontsize=10)
+        axes.set_xticks(range(len(grid.columns[1])), [f"{value:g}" for value in grid.columns[1]], fontsize=8)
+        axes.set_yticks(range(len(grid.rows[1])), [f"{value:g}" for value in grid.rows[1]], fontsize=8)
+        axes.set_xlabel(grid.columns[0])
+    panels[0].set_ylabel(next(iter(grids.values())).rows[0])
+    figure.suptitle(title, fontsize=11)
+    figure.savefig(path, dpi=200, format="png")
+    return Path(path)
 
 
 def _axes(curves: int) -> tuple[Figure, Axes]:

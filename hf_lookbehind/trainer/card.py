@@ -3,11 +3,12 @@
 # The Trainer annotates as optional what it sets before training.
 # pyright: reportOptionalMemberAccess=false, reportAttributeAccessIssue=false
 
+import inspect
 import os
 import platform
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -15,13 +16,22 @@ from typing import Any
 
 import torch
 from huggingface_hub import CommitInfo, HfApi, ModelCard
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel
 from transformers.trainer_utils import SchedulerType
 
 from ..config import LookbehindConfig
+from ..hub.base_license import license_of
+from ..hub.card_data import TAGS, LookbehindCardData, Result
 from ..hub.files import CARD_NAME
-from ..hub.model_card import TAGS, LookbehindCardData, Result, keep_own_card, render_method, write_card
+from ..hub.flatness import read_flatness
+from ..hub.model_card import keep_own_card, render_flatness, render_method, write_card
 from ..hub.push import NotPushedError, push_command, push_folder
+from ..optim.base_optimizer import unwrap_accelerate
+
+try:
+    import resource
+except ImportError:  # Windows has none
+    resource = None
 
 # By what the name of a model's class ends with: its task on the Hub, and the class that loads such models.
 TASKS = {
@@ -62,7 +72,7 @@ def card_data(trainer: Any) -> LookbehindCardData:
         base_model=base if is_on_hub else None,
         base_name=None if base is None else base if is_on_hub else Path(base).name,
         base_revision=getattr(getattr(inner, "config", None), "_commit_hash", None) if is_on_hub else None,
-        license=_license_in(base),
+        license=license_of(base, ask=False),
         results=_last_evaluation(trainer),
         pipeline_tag=task,
         saved_weights=_saved_weights(trainer),
@@ -88,20 +98,30 @@ def results_of(metrics: Mapping[str, Any], prefix: str, split: str, examples: in
     ]
 
 
-@contextmanager
-def card_with_method(trainer: Trainer) -> Iterator[None]:
-    """In the block something writes the Trainer's card; then it gets a section on the method, in the main process.
+def card_with_method(trainer: Any, create: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+    """The card that a Trainer's own method writes, and in it a section on the method, in the main process.
 
-    A card that the user wrote is kept beside it.
+    A card that the user wrote is kept beside it. Of the license of the base model the Hub is asked here: the Trainer
+    would wait for its answer without an end.
+
+    Args:
+        trainer: that is asked for a card.
+        create: its own `create_model_card`.
+        *args, **kwargs: of that.
     """
     folder, is_main = str(trainer.args.output_dir), trainer.is_world_process_zero()
+    given = inspect.signature(create).bind_partial(*args, **kwargs)
     if is_main:
         keep_own_card(folder)
-    yield
+        if "license" in inspect.signature(create).parameters and given.arguments.get("license") is None:
+            base = given.arguments.get("finetuned_from") or card_data(trainer).base_name
+            given.arguments["license"] = license_of(base, ask=True, token=trainer.args.hub_token) or ""
+    create(*given.args, **given.kwargs)
     path = Path(folder) / CARD_NAME
     if not is_main or not path.is_file():
         return
-    data, card = card_data(trainer), ModelCard.load(path)
+    data, card = replace(card_data(trainer), flatness=read_flatness(folder)), ModelCard.load(path)
+    card.data.license = card.data.license or None
     card.data.tags = list(dict.fromkeys([*(card.data.tags or ()), *TAGS]))
     # a folder of this machine, or an empty name, is no model of the Hub
     if data.base_model is not None:
@@ -113,7 +133,8 @@ def card_with_method(trainer: Trainer) -> Iterator[None]:
         text = text.replace(
             "This model was trained from scratch on", f"This model is `{data.base_name}`, fine-tuned on"
         )
-    card.text = f"{text.rstrip()}\n\n{render_method(data)}\n## Citations\n\n{data.citations()}\n"
+    sections = (text.rstrip(), render_method(data).strip(), render_flatness(data).strip())
+    card.text = "\n\n".join((*sections, f"## Citations\n\n{data.citations()}\n"))
     # its own marks stand at the end of the text
     write_card(str(card), folder)
 
@@ -182,16 +203,14 @@ def _base_name(model: Any, inner: Any) -> str | None:
     return getattr(getattr(inner, "config", None), "_name_or_path", "") or None
 
 
-def _license_in(base: str | None) -> str | None:
-    """Of a base model in a local folder that has a card; the Hub is not asked."""
-    card = Path(base or "", CARD_NAME)
-    return ModelCard.load(card, ignore_metadata_errors=True).data.license if base and card.is_file() else None
-
-
 def _optimizer_in_words(trainer: Any) -> str:
     args = trainer.args
     name = getattr(args.optim, "value", args.optim)
-    return f"{name}, learning rate {args.learning_rate:g}, weight decay {args.weight_decay:g}"
+    words = f"{name}, learning rate {args.learning_rate:g}, weight decay {args.weight_decay:g}"
+    optimizer: Any = unwrap_accelerate(trainer.optimizer)
+    if type(optimizer).__name__ == "Lookahead":
+        words += f", in Lookahead (k={optimizer.k}, alpha={optimizer.alpha:g})"
+    return words
 
 
 def _last_evaluation(trainer: Any) -> list[Result]:
@@ -223,9 +242,13 @@ def _cost(trainer: Any, settings: LookbehindConfig) -> dict[str, str]:
 
 
 def _peak_memory() -> str:
-    if not torch.cuda.is_available():
+    if torch.cuda.is_available():
+        return f"{torch.cuda.max_memory_allocated() / 2**30:.2f} GiB, of one GPU"
+    if resource is None:
         return "not measured"
-    return f"{torch.cuda.max_memory_allocated() / 2**30:.2f} GiB, of one GPU"
+    # in KiB, but for macOS
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return f"{peak / 2**30:.2f} GiB resident, of the whole process so far"
 
 
 def _hardware(trainer: Any) -> str:
@@ -233,14 +256,17 @@ def _hardware(trainer: Any) -> str:
     processes = "one process" if count == 1 else f"{count} processes"
     if trainer.args.device.type == "cuda":
         return f"{count} x {torch.cuda.get_device_name(trainer.args.device)}"
-    kind = f"CPU ({platform.machine()})" if trainer.args.device.type == "cpu" else trainer.args.device.type.upper()
+    threads = torch.get_num_threads()
+    cpu = f"CPU ({platform.machine()}, {threads} thread{'s' if threads > 1 else ''})"
+    kind = cpu if trainer.args.device.type == "cpu" else trainer.args.device.type.upper()
     return f"{processes} on {kind}"
 
 
 def _hyperparameters(trainer: Any) -> dict[str, str]:
     args = trainer.args
     batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    length = f"{args.max_steps} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
+    count, unit = (args.max_steps, "step") if args.max_steps > 0 else (args.num_train_epochs, "epoch")
+    length = f"{count:g} {unit}{'' if count == 1 else 's'}"
     precision = "bfloat16 (autocast)" if args.bf16 else "float16 (autocast)" if args.fp16 else ""
     return {
         "seed": f"{args.seed}",

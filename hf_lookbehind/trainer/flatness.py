@@ -1,6 +1,6 @@
 """`FlatnessCallback`: sharpness and robustness to noisy weights, measured while a Trainer trains."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import datasets
@@ -23,11 +23,9 @@ def measured_batches(trainer: Trainer, dataset: Any = None, max_examples: int | 
         max_examples: the first so many. Default: all.
 
     Raises:
-        InputError: there is no dataset, or it cannot be indexed.
+        InputError: there is no dataset, there are several, or it cannot be indexed.
     """
-    dataset = trainer.eval_dataset if dataset is None else dataset
-    if dataset is None or not hasattr(dataset, "__len__"):
-        raise InputError(f"dataset={dataset!r} is not allowed: an indexable dataset is needed to measure on")
+    dataset = _dataset_of(trainer, dataset)
     if isinstance(dataset, datasets.Dataset):
         dataset = trainer._remove_unused_columns(dataset, description="evaluation")
     number = len(dataset) if max_examples is None else min(len(dataset), max_examples)
@@ -35,6 +33,17 @@ def measured_batches(trainer: Trainer, dataset: Any = None, max_examples: int | 
     size = trainer.args.eval_batch_size
     starts = range(rank * size, number, world * size)
     return [trainer.data_collator([dataset[i] for i in range(s, min(s + size, number))]) for s in starts]
+
+
+def _dataset_of(trainer: Trainer, dataset: Any) -> Any:
+    """The dataset to measure on, which is by default that of the evaluations."""
+    dataset = trainer.eval_dataset if dataset is None else dataset
+    if isinstance(dataset, Mapping):
+        names = ", ".join(map(repr, dataset))
+        raise InputError(f"there are several evaluation datasets ({names}): dataset=... says which one is measured on")
+    if dataset is None or not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        raise InputError(f"dataset={dataset!r} is not allowed: an indexable eval_dataset is needed to measure on")
+    return dataset
 
 
 def rated_by(trainer: Trainer, dataset: Any, metric: str) -> Any:
@@ -57,14 +66,16 @@ class FlatnessCallback(TrainerCallback):
         trainer: that the callback is added to: `trainer.add_callback(FlatnessCallback(trainer, rhos=[0.05]))`.
         rhos: radii of `hf_lookbehind.measures.sharpness`.
         sigmas: noise levels of `hf_lookbehind.measures.weight_noise`.
-        every: epochs between two measurements.
+        every: epochs between two measurements; an epoch that is cut short does not count.
         metric: that of the evaluation that noise is rated by, without `eval_`.
-        max_examples: of the validation set to measure the sharpness on.
+        dataset: to measure on. Default: the Trainer's eval_dataset.
+        max_examples: of it, to measure the sharpness on.
         draws: of the noise, per level.
         sharpness_settings: further arguments of `sharpness`, such as `kind` and `steps`.
 
     Raises:
-        InputError: there is no validation set, or nothing to measure.
+        InputError: there is no validation set, or there are several; there is nothing to measure; or the training data
+            has no length, so that its epochs cannot be counted.
     """
 
     def __init__(
@@ -75,6 +86,7 @@ class FlatnessCallback(TrainerCallback):
         sigmas: Sequence[float] = (),
         every: int = 1,
         metric: str = "loss",
+        dataset: Any = None,
         max_examples: int | None = 512,
         draws: int = 5,
         **sharpness_settings: Any,
@@ -83,26 +95,29 @@ class FlatnessCallback(TrainerCallback):
             raise InputError("rhos=() and sigmas=() leave nothing to measure: give one of them")
         if every < 1:
             raise InputError(f"every={every} is not allowed: 1 or more epochs")
-        if trainer.eval_dataset is None:
-            raise InputError("FlatnessCallback needs the Trainer's eval_dataset, to measure on")
+        _dataset_of(trainer, dataset)
+        if not hasattr(trainer.train_dataset, "__len__"):
+            raise InputError("FlatnessCallback counts epochs: it needs a train_dataset with a length")
         self.trainer, self.rhos, self.sigmas, self.every = trainer, rhos, sigmas, every
-        self.metric, self.max_examples, self.draws = metric, max_examples, draws
+        self.metric, self.dataset, self.max_examples, self.draws = metric, dataset, max_examples, draws
         self.sharpness_settings = sharpness_settings
 
     def on_epoch_end(self, args, state, control, **kwargs):
-        if round(state.epoch or 0) % self.every == 0:
+        # the Trainer calls this also where max_steps, or a callback, has ended an epoch before its last step
+        if state.epoch % self.every == 0:
             self.trainer.log(self.measure())
 
     def measure(self) -> dict[str, float]:
         """What is logged, for the weights that the model has now; all processes call it."""
         trainer, found = self.trainer, {}
         model: Any = trainer.accelerator.unwrap_model(trainer.model)
+        dataset = _dataset_of(trainer, self.dataset)
         if self.rhos:
-            batches = [trainer._prepare_inputs(batch) for batch in measured_batches(trainer, None, self.max_examples)]
+            batches = [trainer._prepare_inputs(b) for b in measured_batches(trainer, dataset, self.max_examples)]
             measured = sharpness(model, batches, self.rhos, loss_fn=_loss_of(trainer), **self.sharpness_settings)
             found |= {f"flatness_sharpness_{rho:g}": rise for rho, rise in measured.items()}
         if self.sigmas:
-            evaluate = rated_by(trainer, trainer.eval_dataset, self.metric)
+            evaluate = rated_by(trainer, dataset, self.metric)
             records = weight_noise(model, evaluate, self.sigmas, draws=self.draws)
             found |= {f"flatness_noise_{record['sigma']:g}": record["mean"] for record in records}
         return found

@@ -24,7 +24,7 @@ from ..optim.stats import LookbehindStats
 from .callbacks import DeferredJITCheckpointCallback
 from .card import card_with_method, push
 from .checkpoints import last_complete_checkpoint, load_renamed_weights, warn_if_config_differs
-from .pushes import push_checkpoint
+from .pushes import init_repository, push_checkpoint, token_left_out
 from .search import choose_trial_settings
 from .sparing import Sparing, WholePassNeededError
 from .support import refuse_unsupported
@@ -350,10 +350,21 @@ class LookbehindMixin(_Trainer):
                 self.lookbehind_config.save(directory, self._calibration and self._calibration.state())
         super().save_model(output_dir, _internal_call=_internal_call)
 
+    def _save(self, *args: Any, **kwargs: Any) -> None:
+        with token_left_out(self.args):
+            super()._save(*args, **kwargs)
+
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """The Trainer's own card, with a section on the method; a card that the user wrote is kept beside it."""
-        with card_with_method(self):
-            super().create_model_card(*args, **kwargs)
+        card_with_method(self, super().create_model_card, *args, **kwargs)
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """`Trainer.init_hf_repo`, called at construction with `push_to_hub=True`: write access is checked too.
+
+        Raises:
+            NotPushedError: in all processes, in half a minute at most.
+        """
+        init_repository(self, token, private)
 
     def push_to_hub(
         self,

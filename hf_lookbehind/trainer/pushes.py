@@ -1,22 +1,77 @@
-"""Pushes of checkpoints beside the training: `hub_strategy="every_save"`."""
+"""What a training has to do with the Hub: access checked before it, pushes of checkpoints beside it."""
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import logging
 
 from ..config import InputError
-from ..hub import NotPushedError, files_to_push
-from ..hub.push import Push, start_push
+from ..hub import NotPushedError, check_write_access, files_to_push
+from ..hub.push import CHECK_DEADLINE, Push, check_repo_id, start_push
 
 logger = logging.get_logger(__name__)
 
 # In the output folder: what is being uploaded, under further names, so that old checkpoints may be removed meanwhile.
 UPLOADING = ".uploading"
+
+
+def checked_repository(
+    repo_id: str, *, is_main: bool, token: str | None, private: bool | None, deadline: float
+) -> str:
+    """`check_write_access` by the main process, before a training; all processes call it.
+
+    Returns:
+        The id with the user's name.
+
+    Raises:
+        InputError: no repository can have such a name.
+        NotPushedError: in all of them.
+    """
+    check_repo_id(repo_id)
+    problem = ""
+    if is_main:
+        try:
+            repo_id = check_write_access(repo_id, token, private=private, deadline=deadline)
+        except NotPushedError as error:
+            problem = str(error)
+    repo_id, problem = broadcast_object_list([repo_id, problem])
+    if problem:
+        raise NotPushedError(problem)
+    return repo_id
+
+
+def init_repository(trainer: Any, token: str | None, private: bool | None) -> None:
+    """In the place of `Trainer.init_hf_repo`, with the Trainer's own arguments. All processes call it."""
+    args = trainer.args
+    repo_id = args.hub_model_id or Path(args.output_dir).absolute().name
+    try:
+        trainer.hub_model_id = checked_repository(
+            repo_id,
+            is_main=trainer.is_world_process_zero(),
+            token=token or args.hub_token,
+            private=args.hub_private_repo if private is None else private,
+            deadline=CHECK_DEADLINE,
+        )
+    except NotPushedError as error:
+        raise NotPushedError(f"push_to_hub=True: a push to {repo_id} would fail: {error}") from error
+    trainer.push_in_progress = None
+
+
+@contextmanager
+def token_left_out(args: Any) -> Iterator[None]:
+    """In the block, the arguments of a training hold no token: they are pickled into `training_args.bin`."""
+    token, args.hub_token = args.hub_token, None
+    try:
+        yield
+    finally:
+        args.hub_token = token
 
 
 class CheckpointPushes(TrainerCallback):

@@ -92,6 +92,10 @@ def test_every_field_of_the_config_has_a_flag_and_its_help(parser, name):
         (["--load_best_model_at_end"], "requires the save and eval strategy to match"),
         (["--early_stopping_patience", "1"], "--early_stopping_patience needs --load_best_model_at_end"),
         (["--early_stopping_threshold", "1"], "--early_stopping_threshold needs --early_stopping_patience"),
+        (["--lookahead_steps", "-1"], "--lookahead_steps -1 is not allowed: 0 or more"),
+        (["--lookahead_alpha", "0.5"], "--lookahead_alpha needs --lookahead_steps"),
+        (["--lookahead_steps", "5", "--k", "1", "--lookahead_alpha", "1"], "--lookahead_alpha 1.0 is not allowed"),
+        (["--lookahead_steps", "5"], "--lookahead_steps 5 is not allowed with --k 2 and alpha 0.5"),
         (["--train_val_split", "1"], "--train_val_split 1.0 is not allowed"),
         (["--max_train_samples", "0"], "--max_train_samples 0 is not allowed"),
         (["--model_name_or_path", "/nowhere"], "--model_name_or_path '/nowhere': there is no such model folder"),
@@ -164,6 +168,13 @@ def test_an_output_dir_that_is_read_is_refused(parser, tmp_path, flag):
     (tmp_path / "model.safetensors").write_text("")
     with pytest.raises(InputError, match=f"it is the folder of --{flag}"):
         parser.parse([f"--{flag}", str(tmp_path), "--output_dir", f"{tmp_path}/below/.."])
+
+
+def test_adapters_alone_are_no_model(parse, tmp_path):
+    (tmp_path / "adapters").mkdir()
+    (tmp_path / "adapters" / "adapter_config.json").write_text("{}")
+    with pytest.raises(InputError, match="--model_name_or_path .* holds adapters only: .*merge_and_unload"):
+        parse("--model_name_or_path", str(tmp_path / "adapters"))
 
 
 def test_an_output_dir_with_checkpoints_is_refused_unless_training_continues(parser, tmp_path):

@@ -66,6 +66,14 @@ def test_a_split_called_validation_is_used():
     assert len(parts["train"]) == 100 and len(parts["validation"]) == 20
 
 
+def test_only_the_splits_that_are_used_need_the_columns():
+    splits = SPLITS | {"validation": SPLITS["test"], "unused": Dataset.from_dict({"x": [1]})}
+    columns, of = ["label"], dict(seed=0, test=False, strata=STRATA)
+    assert len(data.choose_parts(DataArguments(), splits, columns, **of)["train"]) == 100
+    with pytest.raises(InputError, match="the split 'unused' has no column 'label'; its columns are x"):
+        data.choose_parts(DataArguments(test_split="unused"), splits, columns, **of)
+
+
 def test_the_validation_part_is_stratified_seeded_and_apart():
     labels = np.array([0] * 80 + [1] * 20)
     train, validation = data.stratified_split(labels, 0.15, seed=1)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import EvalPrediction
 
-from hf_lookbehind.config import InputError
+from hf_lookbehind.config import InputError, LookbehindWarning
 from hf_lookbehind.finetune import metrics
 
 
@@ -93,20 +93,41 @@ def test_an_unreachable_metric_is_named():
         metrics.of_classes(["accuracy", "no_such_metric"], 2)
 
 
-def test_a_local_script_is_a_metric(tmp_path):
-    script = tmp_path / "errors" / "errors.py"
-    script.parent.mkdir()
-    script.write_text(
-        "import datasets\nimport evaluate\n"
-        "class Errors(evaluate.Metric):\n"
+def script(folder, name, gives):
+    """A local metric script: what it gives of `wrong`, the number of wrong predictions."""
+    (folder / name).mkdir()
+    (folder / name / f"{name}.py").write_text(
+        "import datasets\nimport evaluate\nimport numpy as np\n"
+        f"class {name.title()}(evaluate.Metric):\n"
         "    def _info(self):\n"
         "        kinds = {name: datasets.Value('int64') for name in ('predictions', 'references')}\n"
         "        return evaluate.MetricInfo('', '', datasets.Features(kinds))\n"
         "    def _compute(self, predictions, references):\n"
-        "        return {'errors': sum(p != r for p, r in zip(predictions, references))}\n"
+        "        wrong = sum(p != r for p, r in zip(predictions, references))\n"
+        f"        return {gives}\n"
     )
-    of = metrics.of_classes(["accuracy", str(script.parent)], 3)
+    return str(folder / name)
+
+
+def test_a_local_script_is_a_metric(tmp_path):
+    of = metrics.of_classes(["accuracy", script(tmp_path, "errors", "{'errors': wrong}")], 3)
     assert rated(of, [0, 1, 2], [0, 0, 0]) == {"accuracy": pytest.approx(1 / 3), "errors": 2}
+
+
+@pytest.mark.parametrize("gives", ["None", "{}", "{'matrix': [[1, 2]]}", "{'rows': np.zeros(2)}", "{'of': {'a': 1}}"])
+def test_a_metric_without_a_number_is_refused_before_the_training(tmp_path, gives):
+    with pytest.raises(InputError, match="--metric .*odd' is not allowed: it gives no number, but ") as refused:
+        metrics.of_classes([script(tmp_path, "odd", gives)], 3)
+    assert "\n" not in str(refused.value)
+
+
+def test_what_is_no_number_is_left_out_by_name(tmp_path):
+    """And where a number is none any more, it is nan: nothing takes that for the best."""
+    gives = "{'n': np.float32(wrong), 'zero': np.array(0), 'each': [wrong], 'rate': None if wrong else 1.0}"
+    with pytest.warns(LookbehindWarning, match="odd': no number, and not reported: each"):
+        of = metrics.of_classes([script(tmp_path, "odd", gives)], 3)
+    assert of.keys == ["n", "zero", "rate"]
+    assert rated(of, [0, 1], [0, 0]) == {"n": 1, "zero": 0, "rate": pytest.approx(math.nan, nan_ok=True)}
 
 
 def test_predicted_classes_take_the_logits():

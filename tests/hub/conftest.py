@@ -8,5 +8,5 @@ from tests.hub_server import HubServer
 def hub(monkeypatch, tmp_path_factory):
     """A Hub that works; its write token is in the environment."""
     with HubServer() as server:
-        point_at(server, monkeypatch, tmp_path_factory.mktemp("home"))
+        point_at(server.environment(tmp_path_factory.mktemp("home")), monkeypatch)
         yield server

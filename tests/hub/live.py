@@ -23,18 +23,24 @@ print(json.dumps(found))
 """
 
 
-def point_at(hub: HubServer, monkeypatch: pytest.MonkeyPatch, home) -> None:
-    """Children of this process find the Hub by their environment, this process by what it has read from its own."""
+def point_at(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Children of this process find the Hub by their environment, this process by what it has read from its own.
+
+    Args:
+        environment: of `HubServer`.
+        monkeypatch: puts all back.
+    """
+    url, home = environment["HF_ENDPOINT"], environment["HF_HOME"]
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
-    for name, value in hub.environment(home).items():
+    for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-    for name, value in {"ENDPOINT": hub.url, "HUGGINGFACE_CO_URL_TEMPLATE": template, "HF_HUB_OFFLINE": False}.items():
+    template = url + "/{repo_id}/resolve/{revision}/{filename}"
+    for name, value in {"ENDPOINT": url, "HUGGINGFACE_CO_URL_TEMPLATE": template, "HF_HUB_OFFLINE": False}.items():
         monkeypatch.setattr(constants, name, value)
     monkeypatch.setattr(constants, "HF_URL_HOSTS", constants.HF_URL_HOSTS | {"127.0.0.1"})
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
-    monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", hub.url)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", os.path.join(home, "hub"))
+    monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", url)
     monkeypatch.setattr("transformers.utils.hub._hf_api", None)
 
 

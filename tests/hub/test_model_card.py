@@ -1,14 +1,19 @@
 """Cards: what they say, what their metadata are, whose README stays."""
 
 import re
+import time
+from dataclasses import replace
 
 import pytest
 from huggingface_hub import EvalResult, ModelCard
 
-from hf_lookbehind.config import LookbehindConfig
-from hf_lookbehind.hub import LookbehindCardData, Result
-from hf_lookbehind.hub.model_card import render, save
-from hf_lookbehind.hub.redact import redact, redact_flags
+from hf_lookbehind.config import InputError, LookbehindConfig, LookbehindWarning
+from hf_lookbehind.hub import LookbehindCardData, MethodRuns, Result
+from hf_lookbehind.hub.base_license import license_of
+from hf_lookbehind.hub.flatness import write_flatness
+from hf_lookbehind.hub.model_card import load, render, save
+from hf_lookbehind.hub.redact import command, redact, redact_flags
+from tests.hub_server import Repo
 
 
 def data(settings=None, **known):
@@ -99,11 +104,106 @@ def test_the_settings_are_those_that_trained():
     assert "attention" in text and "eta" not in render(data(dict(k=2)))
 
 
-def test_measured_flatness_is_a_table():
-    noise = [{"sigma": 0.1, "mean": 0.5, "sd": 0.02, "worst": 0.4, "values": [0.5]}]
-    text = render(data(sharpness=[{"rho": 0.05, "rise": 0.25}], weight_noise=noise))
-    assert "| rise of the loss within rho 0.05 | 0.25 " in text and "0.5000 +- 0.0200" in text
-    assert "not measured" not in text
+NOISE = [{"sigma": 0.1, "mean": 0.5, "sd": 0.02, "worst": 0.4, "values": [0.5]}]
+RECORD = {"model": "reviews", "metric": "accuracy", "split": "test", "examples": 40, "value": 0.75}
+HOW = {"noise_kind": "additive", "draws": 3, "sharpness_kind": "worst", "sharpness_steps": 7, "adaptive": False}
+HOW |= {"max_examples": 32}
+
+
+def test_measured_flatness_is_in_the_card_and_what_is_missing_is_called_not_measured(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    measured = RECORD | {"sharpness": [{"rho": 0.05, "rise": 0.25}], "hessian_eigenvalues": [12.5]}
+    write_flatness(tmp_path, [measured | {"weight_noise": NOISE}], HOW, {"noise.png": "Accuracy against noise"})
+    text = save(data(), tmp_path).read_text()
+    assert re.search(r"\| rise of the loss within rho 0.05 +\| 0.25 ", text) and "0.500 +- 0.020" in text
+    assert "12.5" in text and "![Accuracy against noise](noise.png)" in text and "not measured" not in text
+    assert "additive" in text and "over 3 draws" in text and "worst case, 7 ascent steps; 32 examples" in text
+    write_flatness(tmp_path, [RECORD | {"weight_noise": NOISE}], HOW)
+    text = save(data(), tmp_path).read_text()
+    assert "Sharpness: not measured" in text and "0.500 +- 0.020" in text and "noise.png" not in text
+
+
+def test_what_was_measured_of_other_weights_or_cannot_be_read_is_not_in_the_card(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    path = write_flatness(tmp_path, [RECORD | {"weight_noise": NOISE}], HOW)
+    (tmp_path / "model.safetensors").write_bytes(b"of a later training")
+    assert "0.500" not in save(data(), tmp_path).read_text()
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    assert "0.500" in save(data(), tmp_path).read_text()
+    path.write_text("{")
+    with pytest.warns(LookbehindWarning, match="flatness.json cannot be read"):
+        assert "Sharpness and robustness to noisy weights: not measured" in save(data(), tmp_path).read_text()
+
+
+COMPARISON = [
+    MethodRuns("Lookbehind-SAM", "k=2", 10, 30, {"accuracy": [0.7, 0.72, 0.74]}),
+    MethodRuns("AdamW", "k=0", 10, 10, {"accuracy": [0.5, 0.5, 0.8]}),
+    MethodRuns("SAM, longer", "k=1", 15, 30, {"accuracy": [0.75]}),
+    MethodRuns("AdamW, longer", "k=0", 60, 60, {"accuracy": [0.6]}),
+]
+
+
+def test_a_comparison_says_seeds_spread_and_budget_of_each_method():
+    known = data(**KNOWN | {"comparison": COMPARISON})
+    text = render(known)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if "k=" in line]
+    assert rows == [
+        ["**Lookbehind-SAM**", "k=2", "3 seeds", "0.720\u00a0±\u00a00.020", "30"],
+        ["AdamW", "k=0", "3 seeds", "0.600\u00a0±\u00a00.173", "10, equal steps"],
+        ["SAM, longer", "k=1", "single run", "0.750", "30, equal gradients"],
+        ["AdamW, longer", "k=0", "single run", "0.600", "60, 2x"],
+    ]
+    # of the saved model alone
+    assert known.metadata().eval_results == data(**KNOWN).metadata().eval_results
+
+
+def test_a_saved_card_is_written_again_from_its_data(tmp_path):
+    known = data(dict(k=3, ascent="asam", target_parameters=["a", "b"]), **KNOWN | {"sections": {"More": "words"}})
+    text = save(known, tmp_path).read_text()
+    assert save(load(tmp_path), tmp_path).read_text() == text and not (tmp_path / "README.backup.md").exists()
+    again = save(replace(load(tmp_path), comparison=COMPARISON), tmp_path).read_text()
+    assert "**Lookbehind-SAM**" in again and "**Lookbehind-SAM**" not in text
+    assert load(tmp_path) == replace(known, comparison=COMPARISON)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (None, "No such file"),
+        ("{", "card.json"),
+        ("[]", "card.json"),
+        ("{}", "it needs model_name and settings"),
+        ('{"model_name": "a", "settings": {"k": -1}}', "k=-1"),
+        ('{"model_name": "a", "settings": {}, "colour": "red"}', "unknown keys colour"),
+        ('{"model_name": "a", "settings": {}, "results": [{}]}', "card.json"),
+    ],
+)
+def test_data_of_no_card_are_bad_input(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "card.json").write_text(content)
+    with pytest.raises(InputError, match=message):
+        load(tmp_path)
+
+
+def test_the_license_is_that_of_the_base_model_or_none(hub, tmp_path):
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n# Base\n")
+    assert license_of(str(tmp_path), ask=False) == "mit" and license_of(None, ask=True) is None
+    assert license_of(str(tmp_path / "gone" / "long" / "ago"), ask=True) is None
+    hub.repos["user/base"] = Repo(files={"README.md": b"---\nlicense: apache-2.0\n---\n"})
+    assert license_of("user/base", ask=False) is None and hub.requests == []
+    assert license_of("user/base", ask=True) == "apache-2.0"
+    assert license_of("user/none", ask=True) is None
+
+
+@pytest.mark.parametrize(
+    "fault", [dict(status=503), dict(hang=True), dict(drop=True), dict(status=200, body=b"<html>")]
+)
+def test_a_hub_that_fails_leaves_the_license_out_in_time(hub, monkeypatch, fault):
+    monkeypatch.setattr("hf_lookbehind.hub.base_license.DEADLINE", 1.0)
+    hub.repos["user/base"] = Repo()
+    hub.fail("info", **fault)
+    start = time.monotonic()
+    assert license_of("user/base", ask=True) is None and time.monotonic() - start < 5
 
 
 def test_what_a_user_wrote_or_edited_is_kept_beside_the_card(tmp_path):
@@ -113,7 +213,7 @@ def test_what_a_user_wrote_or_edited_is_kept_beside_the_card(tmp_path):
     assert (tmp_path / "README.backup.md").read_text() == "# Mine\n"
     # our own is replaced, as long as it is our own
     save(data(dict(k=5)), tmp_path)
-    assert len(list(tmp_path.iterdir())) == 2 and "| k " in path.read_text()
+    assert len(list(tmp_path.glob("README*"))) == 2 and "| k " in path.read_text()
     edited = path.read_text().replace("trained", "TRAINED")
     path.write_text(edited)
     save(data(), tmp_path)
@@ -130,6 +230,8 @@ def test_what_a_user_wrote_or_edited_is_kept_beside_the_card(tmp_path):
         (["--password=a=b"], ["--password=REDACTED"]),
         (["--tokenizer_name", "user/model"], ["--tokenizer_name", "user/model"]),
         (["--dataset_name", "hf_abcdefghij"], ["--dataset_name", "REDACTED"]),
+        (["--dataset_name", "hf_lookbehind2"], ["--dataset_name", "REDACTED"]),
+        (["--output_dir", "runs/hf_lookbehind"], ["--output_dir", "runs/hf_lookbehind"]),
         (["--output_dir", "/home/jane/my runs/a"], ["--output_dir", "a"]),
         (["--output_dir=~/runs/a"], ["--output_dir=a"]),
         (["--output_dir", "../../jane/runs"], ["--output_dir", "runs"]),
@@ -148,3 +250,9 @@ def test_a_text_tells_no_token():
     assert redact("with hf_abcdefghij, see https://huggingface.co/user/model") == (
         "with REDACTED, see https://huggingface.co/user/model"
     )
+
+
+def test_a_word_that_needs_quotes_has_a_line_of_its_own_too():
+    words = ["--k", "2", "--train_split=train[:9]", "--hub_token", "x", "--output_dir", "my runs"]
+    lines = command("hf-lookbehind clm", words, leave_out=["--hub_token"]).split(" \\\n    ")
+    assert lines == ["hf-lookbehind clm", "--k 2", "'--train_split=train[:9]'", "--output_dir 'my runs'"]

@@ -7,8 +7,14 @@ import time
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from huggingface_hub.repocard_data import model_index_to_eval_results
 from peft import AutoPeftModelForSequenceClassification
-from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+)
 
 from hf_lookbehind.hub import push_folder
 from hf_lookbehind.hub.push import Push
@@ -18,6 +24,9 @@ from hf_lookbehind.scripts.run_text_classification import main as train_texts
 from hf_lookbehind.trainer.pushes import UPLOADING, CheckpointPushes
 from tests.hub.live import load_in_fresh_process
 from tests.processes import run_group
+from tests.scripts import test_run_clm as clm
+from tests.scripts import test_run_seq2seq as seq2seq
+from tests.scripts import test_run_text_classification as texts
 from tests.scripts.test_run_text_classification import NEW_MODEL, QUICK, table
 
 TINY = "hidden_size=16,num_hidden_layers=1,num_attention_heads=2,intermediate_size=16"
@@ -35,6 +44,7 @@ DIGITS += [
     "1",
 ]
 PUSH = ["--push_to_hub", "--hub_model_id", "user/model"]
+SHORT = [*QUICK, "--max_steps", "2", "--save_strategy", "no"]
 CANARY = "hf_canarycanarycanary"
 
 
@@ -50,39 +60,77 @@ def status(folder):
     return json.loads((folder / "run_status.json").read_text())
 
 
-def test_what_each_program_pushes_loads_elsewhere_and_is_the_same_model(hub, tmp_path, capsys):
-    images, texts, adapters = (tmp_path / name for name in ("images", "texts", "adapters"))
-    assert train_images([*DIGITS, "--push_to_hub", "--output_dir", str(images)]) == 0
-    assert "and pushed to user/images" in capsys.readouterr().out
-    hub.upload_mode = "lfs"
-    data = ["--train_file", table(tmp_path / "data.csv"), *QUICK, "--max_steps", "2", "--save_strategy", "no"]
-    assert train_texts([*data, *NEW_MODEL, "--push_to_hub", "--output_dir", str(texts)]) == 0
-    lora = ["--model_name_or_path", "user/texts", "--use_peft"]
-    assert train_texts([*data, *lora, "--push_to_hub", "--output_dir", str(adapters)]) == 0
+IDS = {"input_ids": torch.tensor([[5, 6, 7, 8]])}
+# By program, or kind of model: its main, its flags, the class that loads the model, inputs.
+LOADED = {
+    "images": (train_images, lambda root: DIGITS, AutoModelForImageClassification, {"pixel_values": None}),
+    "texts": (texts.main, lambda root: texts_flags(root, NEW_MODEL), AutoModelForSequenceClassification, IDS),
+    "adapters": (
+        texts.main,
+        lambda root: texts_flags(root, ["--model_name_or_path", "user/base", "--use_peft"]),
+        AutoPeftModelForSequenceClassification,
+        IDS,
+    ),
+    "clm": (
+        clm.main,
+        lambda root: [*clm.written(root, a=clm.FIRST), *clm.NEW_MODEL, *SHORT],
+        AutoModelForCausalLM,
+        IDS,
+    ),
+    "seq2seq": (
+        seq2seq.main,
+        lambda root: [*seq2seq.table(root / "pairs.csv"), *seq2seq.NEW_MODEL, *seq2seq.GENERATE, *SHORT],
+        AutoModelForSeq2SeqLM,
+        IDS | {"decoder_input_ids": torch.tensor([[0, 9]])},
+    ),
+}
 
-    pixels, ids = {"pixel_values": torch.rand(1, 3, 8, 8)}, {"input_ids": torch.tensor([[5, 6, 7, 8]])}
-    here = [
-        AutoModelForImageClassification.from_pretrained(images)(**pixels),
-        AutoModelForSequenceClassification.from_pretrained(texts)(**ids),
-        AutoPeftModelForSequenceClassification.from_pretrained(adapters).eval()(**ids),
-    ]
-    there = load_in_fresh_process(
-        hub,
-        tmp_path / "fresh",
-        ("AutoModelForImageClassification", "user/images", {"pixel_values": pixels["pixel_values"].tolist()}),
-        ("AutoModelForSequenceClassification", "user/texts", {"input_ids": ids["input_ids"].tolist()}),
-        ("AutoPeftModelForSequenceClassification", "user/adapters", {"input_ids": ids["input_ids"].tolist()}),
-    )
-    for mine, theirs in zip(here, there, strict=True):
-        assert torch.equal(mine.logits, torch.tensor(theirs))
-    for name, repo in hub.repos.items():
-        assert {"README.md", "lookbehind_config.json", "all_results.json"} <= set(repo.files), name
-        assert not {"training_args.bin", "trainer_state.json", "run_status.json"} & set(repo.files)
-        for content in repo.files.values():
-            assert str(tmp_path).encode() not in content, name
-    card = ModelCard(hub.repos["user/adapters"].files["README.md"].decode())
-    assert card.data.base_model == "user/texts" and card.data.library_name == "peft"
-    assert "AutoPeftModelForSequenceClassification.from_pretrained(" in card.text
+
+def texts_flags(root, model):
+    return ["--train_file", table(root / "data.csv"), *model, *SHORT]
+
+
+def logits(model, inputs):
+    with torch.no_grad():
+        return model.eval()(**inputs).logits
+
+
+@pytest.mark.parametrize("kind", LOADED)
+def test_what_a_program_pushes_loads_elsewhere_and_is_the_same_model(hub, tmp_path, capsys, kind):
+    main, flags, loader, inputs = LOADED[kind]
+    inputs = {"pixel_values": torch.rand(1, 3, 8, 8)} if kind == "images" else inputs
+    if kind == "adapters":
+        assert main([*texts_flags(tmp_path, NEW_MODEL), *PUSH[:-1], "user/base", "--output_dir", f"{tmp_path}/b"]) == 0
+    out = tmp_path / kind
+    assert main([*flags(tmp_path), "--push_to_hub", "--output_dir", str(out)]) == 0
+    assert f"and pushed to user/{kind}" in capsys.readouterr().out
+    hub.upload_mode = "lfs"
+    push_folder(out, f"user/{kind}-lfs")
+    here = logits(loader.from_pretrained(out), inputs)
+    for name in (f"user/{kind}", f"user/{kind}-lfs"):
+        there = loader.from_pretrained(name, cache_dir=tmp_path / "fresh")
+        assert torch.equal(logits(there, inputs), here), name
+        files = hub.repos[name].files
+        assert bool(hub.repos[name].lfs) == name.endswith("-lfs")
+        assert {"README.md", "lookbehind_config.json", "all_results.json"} <= set(files)
+        assert not {"training_args.bin", "trainer_state.json", "run_status.json", "card.json"} & set(files)
+        assert not any(str(tmp_path).encode() in content for content in files.values())
+    if kind == "adapters":
+        # nothing of this process, and nothing of its cache
+        values = {key: value.tolist() for key, value in inputs.items()}
+        [there] = load_in_fresh_process(hub, tmp_path / "home", (loader.__name__, f"user/{kind}-lfs", values))
+        assert torch.equal(torch.tensor(there), here)
+    check_card(kind, loader, json.loads((out / "all_results.json").read_text()))
+
+
+def check_card(kind, loader, results):
+    card = ModelCard.load(f"user/{kind}")
+    _, found = model_index_to_eval_results(card.data.to_dict()["model-index"])
+    metrics = {f"eval_{result.metric_type}": result.metric_value for result in found}
+    assert "eval_loss" in metrics and len(metrics) > 1 and metrics.items() <= results.items()
+    assert f'{loader.__name__}.from_pretrained("user/{kind}")' in card.text
+    if kind == "adapters":
+        assert card.data.base_model == "user/base" and card.data.library_name == "peft"
 
 
 def test_adapters_of_a_local_model_are_refused_before_the_training(hub, tmp_path, capsys):

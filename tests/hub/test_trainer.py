@@ -3,6 +3,8 @@
 import inspect
 import os
 import pickle
+import time
+import traceback
 from concurrent.futures import Future
 from contextlib import suppress
 
@@ -13,6 +15,9 @@ from transformers import Trainer, ViTForImageClassification
 
 from hf_lookbehind import InputError, LookbehindConfig, LookbehindTrainer
 from hf_lookbehind.hub import NotPushedError
+from hf_lookbehind.hub.flatness import write_flatness
+from tests.hub.live import point_at
+from tests.hub_server import Repo
 from tests.processes import run_group
 from tests.training import images, make_model, make_trainer, train
 
@@ -85,7 +90,7 @@ def test_a_push_that_fails_says_how_to_do_it_later(hub, tmp_path):
 
 
 def push_in_group(environment, folder):
-    os.environ |= environment
+    point_at(environment, pytest.MonkeyPatch())
     trainer = train(folder, CONFIG, max_steps=1)
     return type(trainer.push_to_hub()).__name__
 
@@ -94,6 +99,115 @@ def test_of_two_processes_one_pushes(hub, tmp_path):
     environment = hub.environment(tmp_path / "home")
     assert run_group(push_in_group, environment, tmp_path / "model") == ["CommitInfo", "NoneType"]
     assert len(hub.repos["user/model"].commits) == 1
+
+
+BEFORE = {
+    "no such token": (CANARY, None, "does not accept the token"),
+    "read-only token": ("hf_readreadread", None, "may not write to model"),
+    "unavailable": (None, dict(status=503), "answers with the status 503"),
+    "an error page": (None, dict(status=200, body=b"<html>"), "not JSON"),
+    "dropped": (None, dict(drop=True), "cannot be reached"),
+    "hangs": (None, dict(hang=True), "within 1.5 seconds"),
+}
+
+
+@pytest.mark.parametrize("case", BEFORE)
+def test_what_would_fail_later_is_refused_at_construction(hub, tmp_path, monkeypatch, capfd, case):
+    token, fault, message = BEFORE[case]
+    hub.repos["user/model"] = Repo()
+    hub.fail("create", **(fault or {}))
+    monkeypatch.setattr("hf_lookbehind.trainer.pushes.CHECK_DEADLINE", 1.5 if case == "hangs" else 20.0)
+    start = time.monotonic()
+    with pytest.raises(NotPushedError, match=message) as refused:
+        make_trainer(tmp_path / "model", CONFIG, push_to_hub=True, hub_token=token)
+    said = "".join(traceback.format_exception(refused.value)) + "".join(capfd.readouterr())
+    assert str(refused.value).startswith("push_to_hub=True: a push to ") and CANARY not in said
+    assert time.monotonic() - start < 10 and not (tmp_path / "model").exists()
+
+
+def test_a_hub_that_is_not_there_is_named_at_construction(hub, tmp_path):
+    hub.die()
+    with pytest.raises(NotPushedError, match="push_to_hub=True: .* cannot be reached"):
+        make_trainer(tmp_path / "model", CONFIG, push_to_hub=True)
+
+
+def test_a_name_that_no_repository_can_have_is_bad_input(hub, tmp_path):
+    with pytest.raises(InputError, match="is not the name of a repository"):
+        make_trainer(tmp_path / "model", CONFIG, push_to_hub=True, hub_model_id="a/b/c")
+
+
+def construct_in_group(environment, folder):
+    point_at(environment, pytest.MonkeyPatch())
+    try:
+        return make_trainer(folder, CONFIG, push_to_hub=True).hub_model_id
+    except NotPushedError as error:
+        return str(error)
+
+
+def test_two_processes_are_refused_alike(hub, tmp_path):
+    environment = hub.environment(tmp_path / "home", token="hf_readreadread")
+    hub.repos["user/model"] = Repo()
+    first, second = run_group(construct_in_group, environment, tmp_path / "model")
+    assert first == second and "may not write" in first and hub.asked("create") == 1
+
+
+@pytest.mark.parametrize("fault, message", [(dict(status=503), "status 503"), (dict(hang=True), "within 1.5")])
+def test_a_push_of_a_checkpoint_that_fails_is_told_and_the_training_goes_on(
+    hub, tmp_path, monkeypatch, fault, message
+):
+    monkeypatch.setattr("hf_lookbehind.hub.push.PUSH_SECONDS", 1.5)
+    hub.fail("commit", **fault)
+    warnings = []
+    monkeypatch.setattr("hf_lookbehind.trainer.pushes.logger.warning", warnings.append)
+    args = dict(push_to_hub=True, hub_strategy="every_save", save_strategy="steps", save_steps=1)
+    trainer = train(tmp_path / "model", CONFIG, max_steps=1, **args)
+    assert trainer.state.global_step == 1 and hub.repos["user/model"].commits == []
+    [warning] = warnings
+    assert warning.startswith("checkpoint-1 was not pushed") and message in warning
+
+
+def test_a_hub_that_hangs_at_the_end_is_given_up(hub, tmp_path, monkeypatch):
+    """Whatever is asked there: the card asks for the license of the base model."""
+    monkeypatch.setattr("hf_lookbehind.hub.push.PUSH_SECONDS", 1.5)
+    monkeypatch.setattr("hf_lookbehind.hub.base_license.DEADLINE", 1.0)
+    trainer = train(tmp_path / "model", CONFIG, max_steps=1)
+    trainer.model.config._name_or_path = "user/base"
+    for route in ("info", "commit", "preupload"):
+        hub.fail(route, hang=True)
+    start = time.monotonic()
+    with pytest.raises(NotPushedError, match="within 1.5"):
+        trainer.push_to_hub()
+    assert time.monotonic() - start < 10 and hub.asked("info") == 1
+    assert "license" not in ModelCard.load(tmp_path / "model" / "README.md").data.to_dict()
+
+
+def test_the_card_has_the_license_of_the_base_model_unless_another_is_given(hub, tmp_path):
+    trainer = train(tmp_path, CONFIG, max_steps=1)
+    trainer.model.config._name_or_path = "user/base"
+    hub.repos["user/base"] = Repo(files={"README.md": b"---\nlicense: apache-2.0\n---\n"})
+    trainer.create_model_card()
+    assert ModelCard.load(tmp_path / "README.md").data.license == "apache-2.0"
+    trainer.create_model_card(license="mit")
+    assert ModelCard.load(tmp_path / "README.md").data.license == "mit"
+
+
+def test_the_token_is_not_in_the_pickle_of_the_arguments(tmp_path):
+    trainer = train(tmp_path, CONFIG, max_steps=1, save_strategy="steps", save_steps=1, hub_token=CANARY)
+    trainer.save_model()
+    pickles = list(tmp_path.rglob("training_args.bin"))
+    assert len(pickles) == 2 and trainer.args.hub_token == CANARY
+    for path in (path for path in tmp_path.rglob("*") if path.is_file()):
+        assert CANARY.encode() not in path.read_bytes(), path
+
+
+def test_the_card_says_what_was_measured_of_these_weights(tmp_path):
+    trainer = train(tmp_path, CONFIG, max_steps=1)
+    trainer.save_model()
+    record = {"metric": "accuracy", "split": "test", "examples": 8, "value": 0.5}
+    noise = [{"sigma": 0.1, "mean": 0.375, "sd": 0.125}]
+    write_flatness(tmp_path, [record | {"weight_noise": noise}], {"noise_kind": "additive", "draws": 2})
+    trainer.create_model_card()
+    assert "0.375 +- 0.125" in (tmp_path / "README.md").read_text()
 
 
 class Malice:

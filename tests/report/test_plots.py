@@ -5,7 +5,14 @@ import sys
 import pytest
 from PIL import Image
 
-from hf_lookbehind.report import plot_accuracy_against_noise, plot_forgetting, plot_search, plot_training
+from hf_lookbehind.report import (
+    Grid,
+    plot_accuracy_against_noise,
+    plot_forgetting,
+    plot_grids,
+    plot_search,
+    plot_training,
+)
 
 CURVE = ([0.0, 0.2, 0.4], [80.0, 70.0, 40.0], [1.0, 2.0, 5.0])
 
@@ -65,3 +72,19 @@ def test_a_stream_is_drawn_with_what_was_measured_of_it(tmp_path):
     with pytest.raises(ValueError, match="a square matrix of 9 tasks"):
         plot_forgetting(matrix[:8], names, tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
+
+
+def test_grids_share_one_scale_and_leave_what_is_missing_white(tmp_path):
+    def drawn(name, **scores):
+        grids = {key: Grid(("lr", [1, 2]), ("rho", [1, 2]), value) for key, value in scores.items()}
+        with Image.open(plot_grids(grids, tmp_path / name, title="Digits")) as image:
+            return image.convert("RGB")
+
+    def colours(image, left, right):
+        part = image.crop((int(left * image.width), 0, int(right * image.width), image.height))
+        return [(r, g, b) for _, (r, g, b) in part.getcolors(1 << 24) if max(r, g, b) - min(r, g, b) > 60]
+
+    alone = drawn("alone.png", a=[[0.1, -0.1], [0.0, float("nan")]])
+    beside = drawn("beside.png", a=[[0.1, -0.1], [0.0, float("nan")]], b=[[9.0, -9.0], [0.0, 0.0]])
+    assert colours(alone, 0, 1)  # its largest is at the end of the scale
+    assert not colours(beside, 0, 0.5) and colours(beside, 0.5, 1)

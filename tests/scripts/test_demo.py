@@ -1,16 +1,19 @@
 """The demo, with trainings of one step: everything is written, and a second run overwrites it."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from hf_lookbehind import InputError
+from hf_lookbehind.hub.model_card import load
 from hf_lookbehind.scripts import demo
 
 METHODS = [method.name for method in demo.METHODS]
@@ -71,6 +74,28 @@ def test_models_are_ready_to_load(trial, name):
     assert model.config.num_labels == 10
     pixels = AutoImageProcessor.from_pretrained(folder / name)(Image.new("L", (8, 8)), return_tensors="pt")
     assert model(**pixels).logits.shape == (1, 10)
+
+
+def test_each_model_has_a_card_that_shows_it_beside_the_others(trial):
+    folder, process = trial
+    assert f"{folder / 'lookbehind-sam' / 'README.md'}\n" in process.stdout
+    runs = json.loads((folder / "results.json").read_text())["runs"]
+    for method in demo.METHODS:
+        mine = [run for run in runs if run["method"] == method.name]
+        card = ModelCard.load(folder / method.name / "README.md")
+        accuracies = [result.metric_value for result in card.data.eval_results if result.metric_type == "accuracy"]
+        # of the saved model, which is that of the first seed; validation, then test
+        assert accuracies == pytest.approx([mine[0]["validation_accuracy"], mine[0]["test_accuracy"]])
+        own, *others = load(folder / method.name).comparison
+        assert own.values["test accuracy"] == pytest.approx([run["test_accuracy"] for run in mine])
+        assert [own.method, *(row.method for row in others)] == sorted(
+            (m.label for m in demo.METHODS), key=lambda label: label != method.label
+        )
+        assert (own.steps, own.gradient_passes) == (1, method.flags["k"] + 1)
+        assert "2 seeds" in card.text and str(folder) not in card.content
+        assert f"accuracy under weight noise {demo.SIGMAS[-1]}" in card.text
+        for path in re.findall(r"!\[.+\]\((.+)\)", card.text):
+            assert (folder / method.name / path).is_file()
 
 
 def test_training_validation_and_test_images_are_disjoint():

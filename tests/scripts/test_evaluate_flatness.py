@@ -2,11 +2,14 @@
 
 import csv
 import json
+import math
+import shutil
 
 import pytest
 import torch
 from transformers import AutoModelForImageClassification
 
+from hf_lookbehind.hub.flatness import read_flatness, write_flatness
 from hf_lookbehind.measures import hessian_eigenvalues, sharpness, weight_noise
 from hf_lookbehind.scripts.evaluate_flatness import main
 from hf_lookbehind.scripts.run_image_classification import main as train
@@ -55,6 +58,7 @@ def test_the_results_are_those_of_the_measures(models, tmp_path, capsys):
         with torch.no_grad():
             return (model(test.pixels).logits.argmax(-1) == test.labels).double().mean()
 
+    assert found["settings"]["flags"] == DATA
     assert record["value"] == pytest.approx(float(accuracy(model.eval()))) and record["examples"] == 26
     for ours, expected in zip(record["weight_noise"], weight_noise(model, accuracy, [0.2, 0.4], draws=3), strict=True):
         assert ours["values"] == pytest.approx(expected["values"])
@@ -68,6 +72,34 @@ def test_the_results_are_those_of_the_measures(models, tmp_path, capsys):
     assert (out / "flatness.png").read_bytes()[:4] == b"\x89PNG"
     assert json.loads((out / "run_status.json").read_text())["exit_code"] == 0
     assert not (out / "unused").exists()
+
+
+def test_the_file_is_json_where_a_number_is_beyond_all_and_what_reads_it_finds_it_again(tmp_path):
+    record = {
+        "metric": "perplexity",
+        "value": math.inf,
+        "sharpness": [{"rho": 0.1, "rise": -math.inf}],
+        "sd": math.nan,
+    }
+    path = write_flatness(tmp_path, [record], {})
+    json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(name))
+    assert read_flatness(tmp_path)["models"] == [record | {"sd": pytest.approx(math.nan, nan_ok=True)}]
+
+
+def test_the_cards_of_the_models_say_what_was_measured_if_that_is_asked_for(models, tmp_path):
+    folders = [shutil.copytree(models / name, tmp_path / name) for name in ("k0", "k2")]
+    before = [(folder / "README.md").read_text() for folder in folders]
+    flags = [*map(str, folders), *WHAT, *DATA, "--output_dir", str(tmp_path / "out")]
+    assert main([*flags, "--update_cards"]) == 0
+    found = json.loads((tmp_path / "out" / "flatness.json").read_text())["models"]
+    for folder, record, earlier in zip(folders, found, before, strict=True):
+        assert json.loads((folder / "flatness.json").read_text())["models"] == [record]
+        text = (folder / "README.md").read_text()
+        assert (
+            "not measured" in earlier.partition("## Flatness")[2] and f"{record['sharpness'][0]['rise']:.4g} " in text
+        )
+        assert "not measured" not in text.partition("## Flatness")[2] and "(flatness.png)" in text
+        assert (folder / "flatness.png").is_file() and not list(folder.glob("README.backup*"))
 
 
 def test_two_processes_find_what_one_does(models, tmp_path):
@@ -93,6 +125,7 @@ BAD_INPUT = {
     ),
     "no draws": (lambda root: [str(root / "k0"), *WHAT, *DATA, "--draws", "0"], "--draws 0 is not allowed"),
     "no data": (lambda root: [str(root / "k0"), *WHAT], "one of --dataset_name and --train_dir is needed"),
+    "no card": (lambda root: ["user/model", *WHAT, *DATA, "--update_cards"], "'user/model/card.json' cannot be read"),
     "unknown flag": (lambda root: [str(root / "k0"), *WHAT, *DATA, "--sigmas", "1"], "unknown flag --sigmas"),
     "no number": (lambda root: [str(root / "k0"), *DATA, "--rho", "x"], "--rho: invalid float value"),
 }

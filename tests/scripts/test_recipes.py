@@ -6,6 +6,7 @@ import pytest
 
 from hf_lookbehind.scripts.run_clm import make_parser as clm
 from hf_lookbehind.scripts.run_image_classification import make_parser as image_classification
+from hf_lookbehind.scripts.run_lifelong_text import PROGRAM as LIFELONG_TEXT
 from hf_lookbehind.scripts.run_seq2seq import make_parser as seq2seq
 from hf_lookbehind.scripts.run_text_classification import make_parser as text_classification
 
@@ -16,6 +17,8 @@ RECIPES = {
     "vit_finetune": (image_classification, ["--train_dir", "."]),
     "bert_classifier": (text_classification, ["--train_file", "a.csv"]),
     "lora_clm": (clm, ["--train_file", "a.txt"]),
+    # in the place of what they tell the user to fetch
+    "lifelong_text": (LIFELONG_TEXT.make_parser, ["--model_name_or_path", "a/model", "--dataset_name", "a/dataset"]),
     "t5_seq2seq": (seq2seq, ["--train_file", "a.csv"]),
 }
 

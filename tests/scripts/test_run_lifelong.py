@@ -1,5 +1,6 @@
 """The program of streams, from flags to a folder of results."""
 
+import importlib
 import json
 import os
 import signal
@@ -7,12 +8,15 @@ import signal
 import pytest
 import torch
 from datasets import Dataset
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification
 from transformers.trainer_jit_checkpoint import CheckpointManager
 
 from hf_lookbehind.lifelong import average_accuracy, forgetting
 from hf_lookbehind.scripts import __main__ as command
-from hf_lookbehind.scripts.run_lifelong import MODALITIES, Program, main, train
+from hf_lookbehind.scripts.run_lifelong import main, train
+from hf_lookbehind.scripts.run_lifelong_text import main as main_of_texts
 from hf_lookbehind.scripts.run_text_classification import main as train_texts
 
 QUICK = ["--disable_tqdm", "true", "--per_device_train_batch_size", "16", "--learning_rate", "1e-3"]
@@ -60,6 +64,14 @@ def test_a_stream_of_classes_leaves_its_numbers_plot_and_model(tmp_path, capsys)
     assert torch.equal(model.classifier.weight, last.classifier.weight)
     printed = capsys.readouterr().out
     assert "| accuracy (%) after | 0/1/2/3" in printed and "test_forgetting" in printed
+    card = ModelCard.load(out / "README.md")
+    [validation, test] = card.data.eval_results
+    assert test.metric_value == results["test_average_accuracy"] and test.metric_type == "average_accuracy"
+    assert validation.metric_value == results["eval_average_accuracy"]
+    matrix = "\n".join(line for line in printed.splitlines() if line.startswith(("| 0/1/2/3 ", "| 4/5", "| 8/9 ")))
+    assert matrix in card.text and "![Heat map of the accuracy" in card.text
+    assert f"| {results['train_steps']} " in card.text and "1 epoch in each task" in card.text
+    assert "hf-lookbehind lifelong \\" in card.text
 
     # finished and resumed, it says the same; and a folder is of one stream
     resumed = ["--num_train_epochs", "1", "--output_dir", str(out), "--resume_from_checkpoint", "last"]
@@ -68,6 +80,8 @@ def test_a_stream_of_classes_leaves_its_numbers_plot_and_model(tmp_path, capsys)
     assert "continue with --resume_from_checkpoint last" in capsys.readouterr().err
     assert main([*flags, *resumed, "--memory_size", "30"]) == 2
     assert "holds another stream: memory_size differ" in capsys.readouterr().err
+    assert main([*flags, *resumed, "--k", "2"]) == 2
+    assert "holds a stream of another method: k, alpha differ" in capsys.readouterr().err
     assert read(out / "run_status.json")["status"] == "done"
 
 
@@ -94,16 +108,27 @@ def test_a_stream_of_texts_runs_through_the_same_code(tmp_path, capsys):
         *(f"train_file={f}" for f in files[1:]),
     ]
     flags = ["--model_name_or_path", str(tmp_path / "model"), *QUICK, "--num_train_epochs", "1"]
-    assert main(["text", *stream, *flags, "--replay", "reservoir", "--output_dir", str(tmp_path / "out")]) == 0
+    assert main_of_texts([*stream, *flags, "--replay", "reservoir", "--output_dir", str(tmp_path / "out")]) == 0
     assert read(tmp_path / "out" / "accuracy_matrix.json")["tasks"] == ["books.csv", "films.csv", "music.csv"]
     assert (tmp_path / "out" / "tokenizer.json").is_file()
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert {result.dataset_name for result in card.data.eval_results} == {"books.csv, films.csv, music.csv"}
+    assert "hf-lookbehind lifelong-text \\" in card.text
+    # adapters go on from task to task: in one task's steps AdamW moves a weight by the learning rate each, about
+    assert main_of_texts([*stream, *flags, "--use_peft", "--output_dir", str(tmp_path / "adapters")]) == 0
+    first, second = (
+        load_file(tmp_path / "adapters" / f"task-{i}" / "end" / "adapter_model.safetensors") for i in (1, 2)
+    )
+    steps = read(tmp_path / "adapters" / "task-2" / "end" / "task_results.json")["steps"]
+    assert {name.split(".")[-2] for name in first} >= {"lora_A", "lora_B", "classifier"}
+    assert all(0 < (first[name] - second[name]).abs().max() < 2 * steps * 1e-3 for name in first)
     capsys.readouterr()
     # without a model each domain would get its own tokens
-    assert main(["text", *stream, *new, "--output_dir", str(tmp_path / "new")]) == 2
+    assert main_of_texts([*stream, *new, "--output_dir", str(tmp_path / "new")]) == 2
     assert "other tokens than 'books.csv': give --model_name_or_path" in capsys.readouterr().err
     other = table(tmp_path / "other.csv", labels=("low", "high"))
     two = [*stream[:5], f"train_file={other}", *flags, "--ignore_mismatched_sizes"]
-    assert main(["text", *two, "--output_dir", str(tmp_path / "new")]) == 2
+    assert main_of_texts([*two, "--output_dir", str(tmp_path / "new")]) == 2
     assert "'other.csv' has the classes high, low, 'books.csv' has bad, good" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
@@ -147,6 +172,10 @@ def test_what_the_methods_share_is_one_course(tmp_path):
 
 BAD_INPUT = {
     "memory smaller than the classes": (["--replay", "reservoir", "--memory_size", "9"], "--memory_size=9 is not all"),
+    "memory smaller than the classes of domains": (
+        ["--replay", "agem", "--memory_size", "9", "--scenario", "domain", "--next_domains", "corruption=noise"],
+        "--memory_size=9 is not allowed: one example or more for each of the 10 classes",
+    ),
     "unknown method": (["--replay", "gem"], "argument --replay: invalid choice: 'gem'"),
     "unknown scenario": (["--scenario", "data"], "argument --scenario: invalid choice: 'data'"),
     "ratio": (["--replay", "agem", "--replay_ratio", "0"], "--replay_ratio=0.0 is not allowed"),
@@ -171,12 +200,20 @@ BAD_INPUT = {
     "value of a domain": (["--scenario", "domain", "--next_domains", "corruption=x"], "invalid choice: 'x'"),
     "a search": (["--rho_search", "grid"], "--rho_search is not supported on a stream"),
     "evaluation": (["--eval_strategy", "epoch"], "--eval_strategy is not supported"),
+    "evaluation at the start": (["--eval_on_start"], "--eval_on_start is not supported"),
+    "rated by batches": (["--batch_eval_metrics"], "--batch_eval_metrics is not supported"),
+    "no predictions": (["--prediction_loss_only"], "--prediction_loss_only is not supported"),
     "metric": (["--metric", "f1"], "--metric f1 is not supported: a stream is rated by accuracy"),
+    "optimizer with weights": (["--keep_optimizer", "--lookahead_steps", "5", "--k", "1"], "--keep_optimizer is not"),
     "smoothing": (["--label_smoothing_factor", "0.1"], "not supported with masked classes"),
     "augmentation": (["--augmentation", "crop"], "argument --augmentation: invalid choice: 'crop'"),
     "a checkpoint": (["--resume_from_checkpoint", "x/checkpoint-3"], "'last' goes on with the stream"),
     "nothing to resume": (["--resume_from_checkpoint", "last"], "holds no stream: it has no stream.json"),
-    "push": (["--push_to_hub"], "--push_to_hub is not supported here"),
+    "push": (["--push_to_hub"], "--push_to_hub to out would fail: HF_HUB_OFFLINE is set"),
+    "pushes of checkpoints": (
+        ["--push_to_hub", "--hub_strategy", "every_save"],
+        "--hub_strategy every_save is not supported: a stream is pushed when it is over",
+    ),
 }
 
 
@@ -194,9 +231,9 @@ def test_a_stream_without_data_to_rate_it_on_is_refused(tmp_path, capsys):
     assert "data to be rated on: --test_split" in capsys.readouterr().err
 
 
-def test_the_console_command_finds_the_program(capsys):
+def test_the_console_command_finds_the_programs(capsys):
     assert command.main(["lifelong", "--k", "-1"]) == 2
     assert "--k=-1 is not allowed" in capsys.readouterr().err
-    assert command.main(["lifelong", "text", "--k", "-1"]) == 2
-    for modality in MODALITIES.values():
-        assert "--next_domains" in Program(modality).make_parser().format_help()
+    for program in ("lifelong", "lifelong-text"):
+        module = importlib.import_module(command.module_name(program))
+        assert "--next_domains" in module.PROGRAM.make_parser().format_help()

@@ -171,11 +171,11 @@ BAD_INPUT = {
     ),
     "longer than the positions": (
         lambda tmp, model: [*table(tmp / "a.csv"), *saved(tmp / "c", bart()), "--max_source_length", "33"],
-        "--max_source_length 33 is not allowed: 1 to 32",
+        "--max_source_length 33 is not allowed: 2 to 32",
     ),
     "target longer than the positions": (
         lambda tmp, model: [*table(tmp / "a.csv"), *saved(tmp / "c", bart()), "--val_max_target_length", "33"],
-        "--val_max_target_length 33 is not allowed: 1 to 32",
+        "--val_max_target_length 33 is not allowed: 2 to 32",
     ),
     "no length": (lambda tmp, model: [*table(tmp / "a.csv"), *NEW_MODEL, "--max_target_length", "0"], "length 0"),
     "generate nothing": (lambda tmp, model: [*table(tmp / "a.csv"), "--generation_max_length", "1"], "2 or more"),

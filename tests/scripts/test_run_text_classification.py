@@ -3,6 +3,8 @@
 import json
 import random
 import shutil
+import signal
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,7 @@ from transformers import (
 )
 
 from hf_lookbehind.finetune import tokenization
+from hf_lookbehind.finetune.task import Task
 from hf_lookbehind.scripts.run_text_classification import main, train
 from tests.programs import set_caches
 
@@ -99,7 +102,7 @@ def without_tokenizer(folder, model):
 
 def in_the_way(folder):
     """An output folder in which the user has something of the name that the search would use."""
-    (folder / "rho_search_trials").mkdir(parents=True)
+    (folder / "rho_search_trials" / "mine").mkdir(parents=True)
     return ["--output_dir", str(folder)]
 
 
@@ -167,6 +170,10 @@ BAD_INPUT = {
         lambda tmp, model: [*on(tmp, text=lambda t, k: t, label=lambda t, k: "x"), "--do_regression"],
         "a finite number is needed",
     ),
+    "wrong labels of numbers": (
+        lambda tmp, model: [*on(tmp, text=lambda t, k: t, label=lambda t, k: k + 0.5), "--label_noise", "0.2"],
+        "--label_noise 0.2 is not supported here: it needs one class per text",
+    ),
     "labels of new names": (
         lambda tmp, model: [*on(tmp, text=lambda t, k: t, label=lambda t, k: k), "--model_name_or_path", "TRAINED"],
         "no class for the labels '0', '1': its head tells 'bad', 'good' apart",
@@ -188,9 +195,9 @@ BAD_INPUT = {
     ),
     "longer than the positions": (
         lambda tmp, model: [*on(tmp), *NEW_MODEL, "--max_seq_length", "513"],
-        "--max_seq_length 513 is not allowed: 1 to 512",
+        "--max_seq_length 513 is not allowed: 2 to 512",
     ),
-    "no length": (lambda tmp, model: [*on(tmp), *NEW_MODEL, "--max_seq_length", "0"], "--max_seq_length 0"),
+    "no length": (lambda tmp, model: [*on(tmp), *NEW_MODEL, "--max_seq_length", "1"], "--max_seq_length 1 is not"),
     "few tokens": (lambda tmp, model: [*on(tmp), "--vocab_size", "20"], "--vocab_size 20 is not allowed: 259 or more"),
     "tokenizer too large": (
         lambda tmp, model: [*on(tmp), "--config_name", tiny_config(tmp), "--tokenizer_name", "TRAINED"],
@@ -275,14 +282,23 @@ def test_the_folder_holds_results_that_load_and_predict(tmp_path, capsys):
     assert np.mean(right) == pytest.approx(results["test_accuracy"]) and results["test_accuracy"] > 0.8
 
 
-def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
-    flags = ["--train_file", table(tmp_path / "a.csv"), *QUICK, "--vocab_size", "300"]
-    flags += ["--config_overrides", f"{TINY},hidden_dropout_prob=0.1", "--max_steps", "6", "--save_steps", "3"]
+LOOKAHEAD = ["--lookahead_steps", "2"]
+
+
+@pytest.mark.parametrize("more", [[], [*LOOKAHEAD, "--k", "1"]], ids=["lookbehind", "lookahead"])
+def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, capsys, more):
+    flags = ["--train_file", table(tmp_path / "a.csv"), *QUICK, "--vocab_size", "300", *more]
+    flags += ["--config_overrides", f"{TINY},hidden_dropout_prob=0.1", "--max_steps", "5", "--save_steps", "3"]
     assert main([*flags, "--output_dir", str(tmp_path / "whole")]) == 0
     shutil.copytree(tmp_path / "whole" / "checkpoint-3", tmp_path / "resumed" / "checkpoint-3")
-    assert main([*flags, "--output_dir", str(tmp_path / "resumed"), "--resume_from_checkpoint", "last"]) == 0
+    resume = [*flags, "--output_dir", str(tmp_path / "resumed"), "--resume_from_checkpoint", "last"]
+    other = ["--lookahead_steps", "0"] if more else [*LOOKAHEAD, "--alpha", "1"]
+    assert main([*resume, *other]) == 2
+    assert f"checkpoint-3 was trained {'with' if more else 'without'} Lookahead" in capsys.readouterr().err
+    assert main(resume) == 0
     whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "resumed"))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert ("in Lookahead (k=2, alpha=0.5)" in (tmp_path / "whole" / "README.md").read_text()) is bool(more)
 
 
 def test_pairs_of_texts_and_numbers(tmp_path):
@@ -294,6 +310,15 @@ def test_pairs_of_texts_and_numbers(tmp_path):
     assert results.trainer.model.config.problem_type == "regression"
     ends = [row["input_ids"].count(2) for row in results.datasets["train"]]
     assert set(ends) == {2}  # each text of a pair ends
+
+
+def test_label_noise_reaches_the_labels_of_the_training_alone(tmp_path):
+    flags = [*on(tmp_path), *NEW_MODEL, *QUICK, "--max_steps", "1", "--train_val_split", "0.25"]
+    clean = train([*flags, "--output_dir", str(tmp_path / "clean")]).datasets
+    noisy = train([*flags, "--label_noise", "0.5", "--output_dir", str(tmp_path / "noisy")]).datasets
+    differing = np.not_equal(noisy["train"]["labels"][:], clean["train"]["labels"][:])
+    assert differing.sum() == round(0.5 * len(differing))
+    assert noisy["validation"]["labels"][:] == clean["validation"]["labels"][:]
 
 
 @pytest.mark.parametrize("as_list", [True, False])
@@ -376,7 +401,8 @@ def test_the_search_chooses_the_radius_of_the_final_training(tmp_path, capsys):
     """The best of the table is what trains; a far too large radius is not it."""
     out = tmp_path / "out"
     flags = ["--train_file", table(tmp_path / "a.csv"), *NEW_MODEL, *QUICK, "--num_train_epochs", "4", "--k", "1"]
-    search = ["--rho_search", "0.01", "0.05", "50", "--learning_rate_search", "1e-3", "1e-2", "--search_seeds", "2"]
+    # none of the rates is that of QUICK
+    search = ["--rho_search", "0.01", "0.05", "50", "--learning_rate_search", "1e-3", "8e-3", "--search_seeds", "2"]
     with pytest.warns(UserWarning, match="edge of the grid"):
         assert main([*flags, *search, "--metric_for_best_model", "loss", "--output_dir", str(out)]) == 0
     found = json.loads((out / "rho_search.json").read_text())
@@ -407,6 +433,28 @@ def test_a_resumed_run_does_not_search_again(tmp_path, monkeypatch):
     monkeypatch.setattr("hf_lookbehind.finetune.rho_search.grid_search", lambda *_: pytest.fail("searched again"))
     assert main([*flags, "--resume_from_checkpoint", "last"]) == 0
     assert json.loads((out / "all_results.json").read_text())["search_rho"] == 0.03
+
+
+def test_a_search_never_holds_two_models(tmp_path, monkeypatch):
+    """The one that tells what is refused, two of the search, the final one: each is gone before the next is made."""
+    made, alive = [], []
+
+    def make_model(self, *args, original=Task.make_model):
+        alive.append(sum(model() is not None for model in made))
+        model = original(self, *args)
+        made.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(Task, "make_model", make_model)
+    flags = ["--train_file", table(tmp_path / "a.csv"), *NEW_MODEL, *QUICK, "--max_steps", "1"]
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.warns(UserWarning, match="edge of the grid"):
+            search = ["--rho_search", "0.02", "0.03", "--enable_jit_checkpoint"]
+            assert main([*flags, *search, "--output_dir", str(tmp_path / "out")]) == 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert alive == [0, 0, 0, 0]
 
 
 def test_diverged_trainings_lose_the_search(tmp_path, monkeypatch):

@@ -21,8 +21,15 @@ def test_a_report_is_that_of_its_runs(name, tmp_path, capsys):
         assert (tmp_path / file).read_text() == (committed / file).read_text()
 
 
-def test_the_radii_of_the_readme_are_those_of_the_study():
-    section = (ROOT / "README.md").read_text().split("## Which rho?")[1].split("\n## ")[0]
-    numbers = re.findall(r"\d+\.\d \+- \d+\.\d", section)
-    report = (ROOT / "docs" / "studies" / "rho" / "REPORT.md").read_text()
-    assert len(numbers) == 15 and all(number in report for number in numbers)
+def sections(page: str) -> list[tuple[Path, str]]:
+    path = ROOT / page
+    parts = re.split(r"^## ", path.read_text(), flags=re.MULTILINE)
+    return [pytest.param(path, part, id=part.split("\n")[0]) for part in parts if "REPORT.md" in part]
+
+
+@pytest.mark.parametrize("page, section", [*sections("docs/when.md"), *sections("README.md")])
+def test_means_and_intervals_of_a_section_are_those_of_the_reports_that_it_names(page, section):
+    reports = "".join((page.parent / path).read_text() for path in re.findall(r"\(([\w/]+/REPORT.md)\)", section))
+    numbers = re.findall(r"\d+\.\d+ \+- \d+\.\d+|[+-]\d+\.\d+ \[[^\]]+\]", section)
+    assert numbers
+    assert [number for number in numbers if number not in reports] == []

@@ -6,7 +6,9 @@ import torch
 from hf_lookbehind.config import InputError
 from hf_lookbehind.measures import sharpness, weight_noise
 from hf_lookbehind.trainer.flatness import FlatnessCallback, measured_batches
-from tests.training import images, make_trainer
+from tests.models import max_difference
+from tests.processes import run_group
+from tests.training import PLAIN, images, make_model, make_trainer
 
 K2 = {"k": 2, "rho": 0.05}
 SETTINGS = dict(rhos=[0.0, 0.05], sigmas=[0.3], every=2, metric="accuracy", draws=2, steps=2)
@@ -16,10 +18,10 @@ def accuracy(prediction):
     return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
 
 
-def trainer_of(folder, callback=True, **args):
-    extra = dict(eval_dataset=images(10), compute_metrics=accuracy)
+def trainer_of(folder, callback=True, model=None, extra=(), **args):
+    extra = dict(eval_dataset=images(10), compute_metrics=accuracy) | dict(extra)
     settings = dict(max_steps=-1, num_train_epochs=4, per_device_eval_batch_size=4) | args
-    trainer = make_trainer(folder, K2, trainer_kwargs=extra, **settings)
+    trainer = make_trainer(folder, K2, model=model, trainer_kwargs=extra, **settings)
     if callback:
         trainer.add_callback(FlatnessCallback(trainer, **SETTINGS))
     return trainer
@@ -74,6 +76,70 @@ def test_bad_settings(tmp_path, settings, message):
         FlatnessCallback(trainer_of(tmp_path, callback=False), **settings)
 
 
-def test_it_needs_a_validation_set(tmp_path):
-    with pytest.raises(InputError, match="eval_dataset"):
-        FlatnessCallback(make_trainer(tmp_path, K2), rhos=[0.1])
+class Endless(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        return iter(images(4))
+
+
+@pytest.mark.parametrize(
+    "extra, message",
+    [
+        ({"eval_dataset": None}, "eval_dataset is needed"),
+        ({"eval_dataset": {"dogs": images(2), "cats": images(2)}}, r"'dogs', 'cats'\): dataset=... says which"),
+        ({"eval_dataset": Endless()}, "an indexable eval_dataset is needed"),
+    ],
+)
+def test_it_needs_one_validation_set_that_can_be_indexed(tmp_path, extra, message):
+    with pytest.raises(InputError, match=message):
+        trainer_of(tmp_path, extra=extra)
+
+
+def test_it_needs_epochs_to_count(tmp_path):
+    trainer = make_trainer(tmp_path, K2, data=Endless(), trainer_kwargs=dict(eval_dataset=images(2)), max_steps=2)
+    with pytest.raises(InputError, match="train_dataset with a length"):
+        FlatnessCallback(trainer, rhos=[0.1])
+
+
+def test_of_several_validation_sets_one_is_named(tmp_path):
+    several = {"dogs": images(10), "cats": images(4)}
+    trainer = trainer_of(tmp_path, callback=False, extra={"eval_dataset": several})
+    callback = FlatnessCallback(trainer, dataset=several["dogs"], **SETTINGS)
+    assert callback.measure() == FlatnessCallback(trainer_of(tmp_path, callback=False), **SETTINGS).measure()
+
+
+@pytest.mark.parametrize(
+    "length, measured_at",
+    [
+        ({"max_steps": 3}, []),  # of 7 in an epoch
+        ({"max_steps": 11}, [1]),  # nearer to two epochs than to one
+        ({"max_steps": 14, "gradient_accumulation_steps": 2}, [1, 2, 3]),  # 4 in an epoch, the last of one batch
+    ],
+)
+def test_only_whole_epochs_count(tmp_path, length, measured_at):
+    trainer = trainer_of(tmp_path, callback=False, **length)
+    trainer.add_callback(FlatnessCallback(trainer, rhos=[0.05], steps=1))
+    trainer.train()
+    assert [logs["epoch"] for logs in trainer.state.log_history if "flatness_sharpness_0.05" in logs] == measured_at
+
+
+# ---- two processes ----
+
+
+def watched_and_alone(folder, batch):
+    """What is logged of a training, and how far it ends from one that nobody watches."""
+    torch.set_num_threads(1)
+    watched, alone = (
+        trainer_of(folder, callback, model=make_model(**PLAIN), per_device_train_batch_size=batch, num_train_epochs=2)
+        for callback in (True, False)
+    )
+    watched.train()
+    alone.train()
+    logs = [logs for logs in watched.state.log_history if "flatness_noise_0.3" in logs]
+    return logs, max_difference(watched.model, alone.model)
+
+
+def test_two_processes_log_what_one_does(tmp_path):
+    """Each of them has read a part of the data, and none of the examples that fill up a last batch."""
+    (expected,), _ = watched_and_alone(tmp_path, 4)
+    for (logs,), moved in run_group(watched_and_alone, tmp_path, 2):
+        assert logs == pytest.approx(expected, rel=1e-3) and moved == 0.0
