@@ -113,7 +113,9 @@ def train_and_measure(run: Run, folders: Mapping[str, Path], output: Path) -> Re
         found["diverged"] = "a loss is not finite"
     else:
         found |= _measure(run, results)
-    counted = {"steps": results.trainer.state.global_step, "passes": results.metrics["train_gradient_passes"]}
+    # of a stream, those of all tasks
+    steps = results.metrics.get("train_steps", results.trainer.state.global_step)
+    counted = {"steps": steps, "passes": results.metrics["train_gradient_passes"]}
     return _record(run, metrics, counted | {"seconds": round(results.metrics["train_runtime"], 2)} | found)
 
 
