@@ -123,6 +123,7 @@ def test_a_damaged_file_is_named_in_one_line(tmp_path, whole, damage):
     assert f"{tmp_path}/rho_search.json is damaged" in str(refused.value) and "\n" not in str(refused.value)
 
 
+@pytest.mark.filterwarnings("ignore:the best settings lie on the edge")
 def test_no_number_of_a_search_is_one_that_json_does_not_have(tmp_path):
     task = make_task()
     object.__setattr__(task, "metrics", Metrics(lambda _: {"perplexity": float("inf")}, ["perplexity"]))
