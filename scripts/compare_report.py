@@ -106,7 +106,11 @@ class Report:
         study = self.study
         lines = [f"# {study.title}", "", self._introduction()]
         for task, budget in itertools.product(study.tasks, study.budgets):
-            lines += ["", f"## {task}, equal {budget}", "", self.results_table(task, budget)]
+            lines += ["", f"## {task}, equal {budget}", ""]
+            if not any(self.runs[task, budget, name] for name in study.methods):
+                lines.append("No run is finished.")
+                continue
+            lines.append(self.results_table(task, budget))
             differences = list(self.differences(task, budget))
             if differences:
                 lines += ["", "Paired differences: mean [95% interval], n seeds.", "", self._table_of(differences)]

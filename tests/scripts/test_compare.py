@@ -201,7 +201,8 @@ def test_what_is_better_when_lower_is_tuned_downwards(finished, tmp_path):
 def test_further_metrics_and_the_grids_of_the_tuning_are_reported_and_drawn(finished, tmp_path, monkeypatch):
     _, output, _ = finished
     more = {"also": ["test_loss"], "curve": {"xlabel": "step", "metrics": ["eval_loss", "test_loss"]}}
-    content = STUDY | more | {"show_grids": True}
+    later = {"later": {"label_noise": 0.5}}
+    content = STUDY | more | {"show_grids": True, "tasks": STUDY["tasks"] | later}
     # the same trainings, described as a grid of two settings
     content = edit(content, "methods.sam", {"flags": {"k": 1}, "grid": {"learning_rate": [0.01], "rho": [0.02]}})
     shutil.copy(output / "runs.jsonl", tmp_path)
@@ -213,6 +214,7 @@ def test_further_metrics_and_the_grids_of_the_tuning_are_reported_and_drawn(fini
     code, said = run(write(tmp_path, content), tmp_path, "--report_only")
     assert code == 0, said
     text, found = (tmp_path / "REPORT.md").read_text(), records(tmp_path)
+    assert "## later, equal steps\n\nNo run is finished.\n" in text
     mean, sd = mean_sd(
         [100 * r["metrics"]["test_loss"] for r in found if (r["method"], r["phase"]) == ("sam", "report")]
     )
