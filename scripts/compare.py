@@ -3,6 +3,7 @@
     python scripts/compare.py studies/rho.yaml               # or: make study NAME=rho; writes to runs/studies/rho
     python scripts/compare.py studies/rho.yaml --dry_run     # how many trainings, how many gradients
     python scripts/compare.py studies/rho.yaml --report_only # the report again, from the finished runs
+    python scripts/compare.py studies/label_noise.yaml --tasks wrong-30   # the other tasks later, or never
 
 Every method of every task and budget is tuned by one rule: the point of its grid with the best mean validation metric
 over the tuning seeds. Then it is run under fresh seeds with what was chosen, and its accuracy under weight noise and
@@ -19,7 +20,8 @@ reported ones alone, as test_split), seed_flags (that get the seed; default: see
 whose model flags call {name}), tasks (name: flags), extra_passes (task: gradients per step beside those of the method,
 as A-GEM takes), methods (name: label, flags, grid, grid_at: task or budget: other values of the grid), against
 (methods that the others are compared with), budgets, tuning_seeds, seeds, weight_noise (sigmas, draws, metric),
-sharpness (rhos, steps, on, max_examples), show_grids (draw the tuning as heat maps). {data} in a flag is the folder
+sharpness (rhos, steps, on, max_examples), show_grids (draw the tuning as heat maps), widen (setting: how many values
+its grids may gain, one by one, as long as the best lies on an edge). {data} in a flag is the folder
 that --data names.
 """
 
@@ -40,11 +42,12 @@ from hf_lookbehind.config import LookbehindWarning
 from hf_lookbehind.finetune.arguments import is_lower_better
 from hf_lookbehind.finetune.paths import check_folder_to_write
 from hf_lookbehind.finetune.program import OneLineParser, run_program
-from hf_lookbehind.finetune.search import SearchResult, grid_search
+from hf_lookbehind.finetune.search import SearchResult, grid_search, widened
 from hf_lookbehind.scripts.compare_report import write_report
 from hf_lookbehind.scripts.compare_runs import Record, Records, Workers, check, only_one, train_and_measure
 from hf_lookbehind.scripts.compare_study import (
     DATA,
+    Grid,
     Method,
     Run,
     Study,
@@ -93,9 +96,10 @@ class Comparison:
                         job = (run, self.folders, working, self.folders[name])
                         self._report([run], workers.run(_prepare, [job]))
                 for phase in (self.tuning_runs, self.report_runs):
-                    missing = self._missing(phase())
-                    jobs = [(run, self.folders, working) for run in missing]
-                    self._report(missing, workers.run(_train, jobs))
+                    # what a tuning finds may widen its grid
+                    while missing := self._missing(phase()):
+                        jobs = [(run, self.folders, working) for run in missing]
+                        self._report(missing, workers.run(_train, jobs))
         except KeyboardInterrupt:
             print(f"the same command goes on: finished runs are in {self.folder}", file=sys.stderr)
             raise
@@ -103,7 +107,8 @@ class Comparison:
             shutil.rmtree(working, ignore_errors=True)
 
     def tuning_runs(self) -> list[Run]:
-        return [run for cell in self.study.cells() for run in self.study.tuning_runs(*cell)]
+        """Of all grids, as far as they are widened by now."""
+        return [run for cell in self.study.cells() for run in self.study.tuning_runs(*cell, self._tune(*cell)[0])]
 
     def report_runs(self) -> list[Run]:
         """Those of all methods that have been tuned; a seed of all of them after the other."""
@@ -123,9 +128,26 @@ class Comparison:
 
     def chosen(self, task: str, budget: str, method: Method) -> SearchResult | None:
         """What the one tuner says, or None where runs that it needs are missing."""
+        return self._tune(task, budget, method)[1]
+
+    def _tune(self, task: str, budget: str, method: Method) -> tuple[Grid, SearchResult | None]:
+        """The grid that is asked for, widened by what is known of it, and the result once all of it is known."""
+        grid = given = method.points(task, budget)
+        while not self._missing(self.study.tuning_runs(task, budget, method, grid)):
+            result = self._search(task, budget, method, grid)
+            left = {
+                name: count + len(given[name]) - len(grid[name])
+                for name, count in self.study.widen.items()
+                if name in grid
+            }
+            names = [name for name in result.on_edge if left.get(name, 0) > 0]
+            if not names:
+                return grid, result
+            grid = widened(grid, result.best, names)
+        return grid, None
+
+    def _search(self, task: str, budget: str, method: Method, grid: Grid) -> SearchResult:
         study, found = self.study, self.records.by_key
-        if self._missing(study.tuning_runs(task, budget, method)):
-            return None
 
         def score(settings: dict[str, Any], seed: int) -> float:
             value = found[study.run(task, budget, method, settings, seed, "tuning").key]["metrics"].get(study.select)
@@ -135,7 +157,7 @@ class Comparison:
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", LookbehindWarning)  # the report says it
-            return grid_search(score, method.points(task, budget), study.tuning_seeds)
+            return grid_search(score, grid, study.tuning_seeds)
 
     def _missing(self, runs: Sequence[Run]) -> list[Run]:
         """Each once: what is one training in two budgets is trained once."""
@@ -214,6 +236,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output_dir", help="Default: runs/studies/ and the name of the YAML.")
     parser.add_argument("--data", default="data", help="The folder that {data} in the YAML stands for. Default: data.")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="Trainings at a time. Default: the cores.")
+    parser.add_argument("--tasks", nargs="+", metavar="TASK", help="Train for these tasks alone. Default: all.")
     parser.add_argument("--dry_run", action="store_true", help="Say how much there is to do.")
     parser.add_argument("--report_only", action="store_true", help="Write the report of the runs that are finished.")
     args = parser.parse_args(argv)
@@ -227,21 +250,25 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> None:
     study, folder = read_study(args.study), Path(args.output_dir).expanduser()
-    comparison = Comparison(study, folder, Path(args.data).expanduser(), args.workers)
+    part = study.only(args.tasks) if args.tasks else study
+
+    def comparison(of: Study) -> Comparison:
+        return Comparison(of, folder, Path(args.data).expanduser(), args.workers)
+
     if args.dry_run:
-        print(comparison.plan())
+        print(comparison(part).plan())
         return
-    if args.report_only and not comparison.records.by_key:
-        raise InputError(f"{folder} holds no finished run of a study")
     if not args.report_only:
-        comparison.check()
+        comparison(part).check()
         folder.mkdir(parents=True, exist_ok=True)
         with only_one(folder):
-            # again, now that no other process can add to them
-            comparison = Comparison(study, folder, Path(args.data).expanduser(), args.workers)
-            comparison.run()
-    chosen = {(task, budget, m.name): comparison.chosen(task, budget, m) for task, budget, m in study.cells()}
-    write_report(study, chosen, comparison.records.by_key, folder)
+            # the runs are read now that no other process can add to them
+            comparison(part).run()
+    finished = comparison(study)
+    if not finished.records.by_key:
+        raise InputError(f"{folder} holds no finished run of a study")
+    chosen = {(task, budget, m.name): finished.chosen(task, budget, m) for task, budget, m in study.cells()}
+    write_report(study, chosen, finished.records.by_key, folder)
     print(f"{folder / 'REPORT.md'} written")
 
 

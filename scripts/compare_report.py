@@ -129,6 +129,11 @@ class Report:
             f"Settings: the best mean `{study.select}` over the seeds {_list(study.tuning_seeds)}, which are not "
             "reported; the same rule for every method.",
         ]
+        if study.widen:
+            said.append(
+                "Grids were widened where the best lay on an edge, by at most "
+                f"{_list([f'{count} values of {name}' for name, count in study.widen.items()])}."
+            )
         if study.metric.startswith("eval_"):
             said.append("What is reported was measured on the data that settings were chosen on, which flatters it.")
         noise, sharp = study.measures.get("weight_noise"), study.measures.get("sharpness")
@@ -305,10 +310,10 @@ class Report:
             return {}
         zero, grids = max(point["mean"] for point in baseline.table), {}
         for method in self.study.methods.values():
-            result, points = self.chosen[task, budget, method.name], method.points(task, budget)
-            if result is not None and len(points) == 2:
+            result = self.chosen[task, budget, method.name]
+            if result is not None and len(result.grid) == 2:
                 scores = iter([self.study.scale * (point["mean"] - zero) for point in result.table])
-                rows, columns = points.items()
+                rows, columns = result.grid.items()
                 grids[method.label] = Grid(rows, columns, [[next(scores) for _ in columns[1]] for _ in rows[1]])
         return grids
 

@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,12 @@ from hf_lookbehind.finetune.program import one_line
 from hf_lookbehind.scripts.__main__ import OTHER_MODULES, PROGRAMS
 
 Flags = dict[str, Any]
+Grid = dict[str, list[Any]]
 
 RECIPES = Path(__file__).parent / "recipes"
 TRAINING = [name for name in PROGRAMS if name not in OTHER_MODULES]
 BUDGETS = ("steps", "gradients")
+CHANGE_PASSES = ("k", "ascent_every", "ascent_fraction")  # settings that decide how many gradients a step takes
 DATA = "data"  # {data} in a flag: the folder that --data names
 _REFERENCE = re.compile(r"\{(\w+)\}")
 
@@ -71,11 +73,14 @@ class Method:
     name: str
     label: str
     flags: Flags
-    grid: dict[str, list[Any]]
-    grid_at: dict[str, dict[str, list[Any]]]  # by task or budget: values in the place of the grid's
+    grid: Grid
+    grid_at: dict[str, Grid]  # by task or budget: values in the place of the grid's
 
-    def points(self, task: str, budget: str) -> dict[str, list[Any]]:
+    def points(self, task: str, budget: str) -> Grid:
         return self.grid | self.grid_at.get(task, {}) | self.grid_at.get(budget, {})
+
+    def grids(self) -> list[Grid]:
+        return [self.grid, *self.grid_at.values()]
 
 
 @dataclass(frozen=True)
@@ -103,10 +108,22 @@ class Study:
     measures: dict[str, Any]
     curve: dict[str, Any]
     show_grids: bool
+    widen: dict[str, int]  # by setting: how many values its grid may gain where its best lies on an edge
 
     def cells(self) -> Iterator[tuple[str, str, Method]]:
         """Task, budget, method."""
         yield from itertools.product(self.tasks, self.budgets, self.methods.values())
+
+    def only(self, tasks: Sequence[str]) -> "Study":
+        """The part of it that is about some tasks.
+
+        Raises:
+            InputError: one is not of this study.
+        """
+        for task in tasks:
+            if task not in self.tasks:
+                raise InputError(f"--tasks {task} is not a task of the study: allowed are {', '.join(self.tasks)}")
+        return replace(self, tasks={task: flags for task, flags in self.tasks.items() if task in tasks})
 
     @functools.cached_property
     def preparations(self) -> dict[str, Run]:
@@ -116,8 +133,9 @@ class Study:
             made[name] = Run({"preparation": name}, self.program, flags, {}, self._references(flags, made))
         return made
 
-    def tuning_runs(self, task: str, budget: str, method: Method) -> list[Run]:
-        grid = method.points(task, budget)
+    def tuning_runs(self, task: str, budget: str, method: Method, grid: Grid | None = None) -> list[Run]:
+        """Of all points of a grid. Default: the one in the YAML, not widened."""
+        grid = grid or method.points(task, budget)
         points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
         return [
             self.run(task, budget, method, point, seed, "tuning") for point in points for seed in self.tuning_seeds
@@ -338,6 +356,7 @@ def _study(name: str, top: _Section) -> Study:
         measures=_measures(top, metric),
         curve=_curve(top.section("curve", {})),
         show_grids=top.take("show_grids", lambda value: isinstance(value, bool), "true or false", False),
+        widen=_widen(top.section("widen", {})),
     )
     top.end()
     _check(study)
@@ -345,7 +364,7 @@ def _study(name: str, top: _Section) -> Study:
 
 
 def _method(section: _Section) -> Method:
-    def grid(of: _Section) -> dict[str, list[Any]]:
+    def grid(of: _Section) -> Grid:
         return {name: of.take(name, _is_list_of(lambda v: True), "a list of different values") for name in of.all()}
 
     method = Method(
@@ -369,6 +388,12 @@ def _curve(section: _Section) -> dict[str, Any]:
     }
     section.end()
     return found
+
+
+def _widen(section: _Section) -> dict[str, int]:
+    return {
+        name: section.take(name, _is_whole, "how many values its grid may gain, 1 or more") for name in section.all()
+    }
 
 
 def _extra_passes(section: _Section) -> dict[str, float]:
@@ -418,8 +443,24 @@ def _check(study: Study) -> None:
         for place in method.grid_at:
             if place not in (*study.tasks, *study.budgets):
                 raise InputError(f"{where}.grid_at.{place} is neither a task nor a budget of the study")
+    for name in study.widen:
+        _check_widen(
+            name, [grid[name] for method in study.methods.values() for grid in method.grids() if name in grid]
+        )
     if not study.highest_costs:  # which looks at the gradients of all methods
         raise InputError("methods: at least one is needed")
+
+
+def _check_widen(name: str, grids: Sequence[Sequence[Any]]) -> None:
+    if not grids:
+        raise InputError(f"widen.{name} is a setting of no grid")
+    if name in CHANGE_PASSES:
+        raise InputError(f"widen.{name} is not allowed: it changes the gradients of a step")
+    for values in grids:
+        if not all(_is_number(value) and value > 0 for value in values) or list(values) != sorted(values):
+            raise InputError(
+                f"widen.{name}: a grid of {values} cannot be widened: positive numbers in order are needed"
+            )
 
 
 def _check_flags(where: str, flags: Flags, known: Sequence[str]) -> None:

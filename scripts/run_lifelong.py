@@ -40,9 +40,11 @@ from hf_lookbehind import InputError
 from hf_lookbehind.finetune import card
 from hf_lookbehind.finetune.arguments import DataArguments
 from hf_lookbehind.finetune.flags import Arguments, FlagParser
+from hf_lookbehind.finetune.lookahead import check_checkpoint
 from hf_lookbehind.finetune.program import (
     Preempted,
     RunStatus,
+    from_main_process,
     is_main_process,
     no_empty_folder,
     quiet_libraries,
@@ -62,6 +64,7 @@ from hf_lookbehind.lifelong.runner import (
     STREAM_NAME,
     check_method,
     check_stream,
+    checkpoint_under_way,
 )
 from hf_lookbehind.lifelong.tasks import SCENARIOS
 from hf_lookbehind.report import plot_forgetting
@@ -326,6 +329,7 @@ class Program:
                 check_method(root, args.lookbehind)
             except InputError as error:
                 raise InputError(f"--{error}") from error
+            from_main_process(lambda: check_checkpoint(training, checkpoint_under_way(root)))
 
             def make_trainer(output_dir: str, **settings: Any) -> Any:
                 own = copy.copy(training)

@@ -11,9 +11,7 @@ from transformers.trainer import OPTIMIZER_NAME
 
 from ..config import InputError, LookbehindConfig
 from ..optim.base_optimizer import unwrap_accelerate
-from ..trainer.checkpoints import last_complete_checkpoint
 from .arguments import FinetuningArguments
-from .paths import resume_from
 
 DEFAULT_ALPHA = 0.5
 
@@ -38,14 +36,16 @@ def check_lookahead(training: FinetuningArguments, lookbehind: LookbehindConfig)
         )
 
 
-def check_checkpoint(training: FinetuningArguments) -> None:
+def check_checkpoint(training: FinetuningArguments, checkpoint: str | None) -> None:
     """Refuse to resume with Lookahead what was trained without it, and the reverse.
+
+    Args:
+        training: the flags.
+        checkpoint: folder that is gone on from, if there is one.
 
     Raises:
         InputError: names the checkpoint.
     """
-    given = resume_from(training.resume_from_checkpoint)
-    checkpoint = last_complete_checkpoint(training.output_dir or "") if given is True else given
     path = Path(checkpoint, OPTIMIZER_NAME) if checkpoint else None
     if path is None or not path.is_file():
         return

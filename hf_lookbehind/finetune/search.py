@@ -27,6 +27,11 @@ class SearchResult:
     table: list[dict[str, Any]]
     on_edge: list[str]
 
+    @property
+    def grid(self) -> dict[str, list[Any]]:
+        """The values that were tried of each setting."""
+        return {name: list(dict.fromkeys(row["settings"][name] for row in self.table)) for name in self.best}
+
 
 def grid_search(
     score: Callable[[Settings, int], float], grid: Mapping[str, Sequence[Any]], seeds: Sequence[int]
@@ -67,6 +72,25 @@ def grid_search(
             f"the best settings lie on the edge of the grid ({found}): widen it", LookbehindWarning, stacklevel=2
         )
     return SearchResult(best, table, on_edge)
+
+
+def widened(grid: Mapping[str, Sequence[Any]], best: Settings, names: Sequence[str]) -> dict[str, list[Any]]:
+    """The grid with one more value of each of the named settings, beyond the edge that its best value lies on.
+
+    The new value is as many times the edge as the edge is its neighbour: 1, 2, 4 goes on with 8, or begins with 0.5.
+
+    Args:
+        grid: two or more positive numbers of each named setting, in order.
+        best: the values on the edge.
+        names: settings that are on an edge (`SearchResult.on_edge`).
+    """
+    wider = {name: list(values) for name, values in grid.items()}
+    for name in names:
+        values = wider[name]
+        edge, neighbour = (values[0], values[1]) if best[name] == values[0] else (values[-1], values[-2])
+        # three digits, as one would write it
+        values.insert(0 if edge == values[0] else len(values), float(f"{edge * edge / neighbour:.3g}"))
+    return wider
 
 
 def _is_on_edge(value: Any, values: Sequence[Any]) -> bool:

@@ -15,6 +15,7 @@ from transformers.utils import logging
 
 from ..config import InputError
 from ..report import format_table, plot_training
+from ..trainer.checkpoints import last_complete_checkpoint
 from . import card
 from .arguments import FinetuningArguments
 from .flags import Arguments, FlagParser
@@ -94,7 +95,7 @@ class Program:
                 )
             check_rating_flags(training, task.metrics.keys)
             training.choose_best_metric(task.metrics.keys)
-            from_main_process(lambda: check_checkpoint(training))
+            from_main_process(lambda: check_checkpoint(training, _checkpoint_of(training)))
             search = RhoSearch(args, task) if args.search.rho_search is not None else None
             probed = training
             if search is not None:
@@ -145,6 +146,12 @@ class Program:
     def main(self, argv: Sequence[str] | None = None) -> int:
         """`train`, a table, and an exit code (see `run_program`)."""
         return run_program(lambda status: self.train(argv, status), _show)
+
+
+def _checkpoint_of(training: FinetuningArguments) -> str | None:
+    """What the training goes on from, if it does."""
+    given = resume_from(training.resume_from_checkpoint)
+    return last_complete_checkpoint(training.output_dir or "") if given is True else given or None
 
 
 def check_rating_flags(training: FinetuningArguments, metrics: Collection[str]) -> None:

@@ -304,6 +304,12 @@ def check_method(output_dir: str | Path, config: LookbehindConfig) -> None:
             raise InputError(f"output_dir={str(output_dir)!r} {problem}")
 
 
+def checkpoint_under_way(output_dir: str | Path) -> str | None:
+    """The newest complete checkpoint of the task that a stream was cut short in; None: it goes on with a new task."""
+    checkpoints = (last_complete_checkpoint(folder) for folder in Path(output_dir).glob("task-*"))
+    return next((checkpoint for checkpoint in checkpoints if checkpoint is not None), None)
+
+
 def _write(path: Path, content: dict[str, Any] | Sequence[Any]) -> None:
     """Renamed into place, so that a reader never finds half a file."""
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")

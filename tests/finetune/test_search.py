@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 
-from hf_lookbehind.finetune.search import grid_search
+from hf_lookbehind.finetune.search import grid_search, widened
 
 
 def test_every_combination_is_scored_under_every_seed():
@@ -36,6 +36,19 @@ def test_a_best_value_on_the_edge_is_named_and_warned_of():
 
 def test_one_value_or_words_have_no_edge():
     assert grid_search(lambda s, _: 0, {"lr": [3], "ascent": ["sam", "asam"]}, [0]).on_edge == []
+
+
+@pytest.mark.parametrize("best, wider", [(1, [0.5, 1, 2, 4]), (4, [1, 2, 4, 8])])
+def test_a_grid_is_widened_by_its_own_factor_on_the_side_of_its_best(best, wider):
+    grid = {"lr": [1, 2, 4], "rho": [0.1, 0.2]}
+    assert widened(grid, {"lr": best, "rho": 0.2}, ["lr"]) == {"lr": wider, "rho": [0.1, 0.2]}
+    assert widened(grid, {"lr": best, "rho": 0.2}, ["lr", "rho"]) == {"lr": wider, "rho": [0.1, 0.2, 0.4]}
+    assert grid == {"lr": [1, 2, 4], "rho": [0.1, 0.2]}
+
+
+def test_the_result_knows_the_grid_that_was_searched():
+    grid = {"lr": [1, 2, 3], "ascent": ["sam", "asam"]}
+    assert grid_search(lambda s, _: -abs(s["lr"] - 2), grid, [0]).grid == grid
 
 
 @pytest.mark.parametrize("grid, seeds", [({"lr": []}, [0]), ({"lr": [1]}, [])])

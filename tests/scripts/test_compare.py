@@ -5,12 +5,13 @@ import copy
 import functools
 import io
 import json
+import math
 import os
 import re
 import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -146,6 +147,65 @@ def test_the_tuner_chooses_the_best_mean_and_its_edges_are_reported(finished):
     text = (output / "REPORT.md").read_text()
     assert f"AdamW: learning_rate {best['learning_rate']:g} is on the edge of its grid" in text
     assert "rho 0.02 is on the edge" not in text
+
+
+class Imagined:
+    """Workers that train nothing: AdamW's accuracy peaks at 0.001 at equal steps, else far beyond its grid."""
+
+    def __init__(self, number: int) -> None:
+        pass
+
+    __enter__ = __exit__ = lambda self, *failure: self
+
+    def run(self, work: Callable, jobs: list) -> Iterator:
+        for job in jobs:
+            labels = job[0].labels
+            yield job, None if "preparation" in labels else self.record(job[0], labels)
+
+    def record(self, run_, labels: dict) -> dict:
+        rate, peak = run_.flags["learning_rate"], 1e-3 if labels["budget"] == "steps" else 1e6
+        metrics = {"eval_accuracy": 1 - abs(math.log10(rate / peak)) / 20, "test_accuracy": 0.5}
+        return {"key": run_.key, **labels, "metrics": metrics, "steps": 2, "passes": 4, "seconds": 1}
+
+
+def test_a_grid_is_widened_as_long_as_its_best_lies_on_an_edge(tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "Workers", Imagined)
+    study, output = write(tmp_path, STUDY | {"widen": {"learning_rate": 2}}), tmp_path / "out"
+    code, said = run(study, output)
+    assert code == 0, said
+    tried = {
+        budget: [
+            r["settings"]["learning_rate"]
+            for r in records(output)
+            if (r["method"], r["phase"], r["budget"]) == ("plain", "tuning", budget)
+        ]
+        for budget in ("steps", "gradients")
+    }
+    # down by factors of 10 until the peak is inside; up, until no more values may be added
+    assert tried == {"steps": [0.01, 0.1, 1e-3, 1e-4], "gradients": [0.01, 0.1, 1.0, 10.0]}
+    text = (output / "REPORT.md").read_text()
+    assert "by at most 2 values of learning_rate." in text
+    assert "equal gradients, AdamW: learning_rate 10 is on the edge" in text and "equal steps, AdamW: l" not in text
+    reported = [r for r in records(output) if (r["method"], r["phase"]) == ("plain", "report")]
+    assert {r["settings"]["learning_rate"] for r in reported} == {1e-3, 10.0}
+    before = records(output)
+    assert run(study, output)[0] == 0 and records(output) == before
+    assert "tuning: 9 runs" in run(study, output, "--dry_run")[1]
+
+
+def test_some_tasks_of_a_study_can_be_run_alone_and_the_report_is_of_all(tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "Workers", Imagined)
+    study, output = write(tmp_path, STUDY | {"tasks": {"clean": {}, "wrong": {"label_noise": 0.5}}}), tmp_path / "out"
+    code, said = run(study, output, "--tasks", "wrong")
+    assert code == 0, said
+    assert {record["task"] for record in records(output)} == {"wrong"}
+    text = (output / "REPORT.md").read_text()
+    assert "## clean, equal steps\n\nNo run is finished.\n" in text
+    alone = {record["key"] for record in records(output)}
+    assert run(study, output)[0] == 0
+    assert alone < {record["key"] for record in records(output)}
+    code, said = run(study, output, "--tasks", "wrnog")
+    assert code == 2 and "--tasks wrnog is not a task of the study: allowed are clean, wrong" in said
 
 
 def with_edited_runs(finished: tuple[Path, Path, str], folder: Path, edit_run: Callable[[dict], dict]) -> str:
@@ -442,6 +502,8 @@ def edit(content: dict, path: str, value: object) -> dict:
         ("curve", {"xlabel": "step"}, "curve.metrics is missing"),
         ("extra_passes", {"evening": 1}, "extra_passes.evening is not a task"),
         ("extra_passes", {"clean": -1}, "extra_passes.clean: -1 is not allowed"),
+        ("widen", {"lr": 1}, "widen.lr is a setting of no grid"),
+        ("widen", {"rho": 0.5}, "widen.rho: 0.5 is not allowed: how many values"),
         # what only the program knows
         ("flags.leraning_rate", 0.1, "unknown settings: 'leraning_rate': did you mean learning_rate?"),
         ("methods.sam.flags.label_noise", 2, "sam, equal steps, rho 0.02, seed 100: --label_noise 2"),
@@ -453,6 +515,21 @@ def test_a_wrong_study_is_refused_in_one_line_that_names_the_key(tmp_path, path,
     assert code == 2
     assert said in printed and printed.count("\n") == 1
     assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    "values, said",
+    [
+        ({"k": [1, 2]}, "widen.k is not allowed: it changes the gradients of a step"),
+        ({"rho": [0.1, 0.05]}, "widen.rho: a grid of [0.1, 0.05] cannot be widened: positive numbers in order"),
+        ({"rho": [0, 0.05]}, "widen.rho: a grid of [0, 0.05] cannot be widened"),
+        ({"rho": ["auto", 0.05]}, "widen.rho: a grid of ['auto', 0.05] cannot be widened"),
+    ],
+)
+def test_a_grid_that_cannot_be_widened_is_refused(tmp_path, values, said):
+    content = edit(STUDY, "methods.sam.grid", values) | {"widen": dict.fromkeys(values, 1)}
+    with pytest.raises(InputError, match=re.escape(said)):
+        read_study(write(tmp_path, content))
 
 
 def test_what_is_no_yaml_and_what_is_not_there_are_named(tmp_path):
