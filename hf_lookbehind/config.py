@@ -106,7 +106,7 @@ class LookbehindConfig:
         default=1.0,
         metadata={
             "help": "Fraction in (0, 1] of the window's examples (of its micro-batches under accumulation) that gives "
-            "the first ascent gradient. Below 1 it is cheaper, and another, noisier method; 1/8 with k=1 is a start."
+            "the first ascent gradient. Below 1 it is cheaper, and another, noisier method; 1/4 with k=1 is a start."
         },
     )
     ascent_every: int = field(

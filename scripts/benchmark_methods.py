@@ -301,6 +301,7 @@ SINGLE: tuple[tuple[str, dict[str, Any], int], ...] = (
     (SPARED, {"k": 1, "target_parameters": ["(?i)norm"]}, NEVER),
     (TRAINER, {"k": 1, "target_parameters": ["(?i)norm"]}, NEVER),
     (CORE, {"k": 1, "ascent_fraction": 1 / 8}, 1),
+    (CORE, {"k": 1, "ascent_fraction": 1 / 4}, NEVER),
     (CORE, {"k": 1, "ascent_every": 2}, NEVER),
     (CORE, {"k": 1, "ascent_every": 4}, NEVER),
     (PYTORCH_OPTIMIZER, {"k": 1}, 1),
