@@ -32,7 +32,8 @@ SHARED = (
     "modules.json", "config_sentence_transformers.json", "sentence_bert_config.json", "[0-9]_*/config.json",
     "[0-9]_*/model.safetensors",
     # how it was trained, and what came out
-    LOOKBEHIND_CONFIG, CARD_NAME, "*_results.json", "rho_search.json", "flatness.json", "*.png", "figures/*.png",
+    LOOKBEHIND_CONFIG, CARD_NAME, "*_results.json", "accuracy_matrix.json", "rho_search.json", "flatness.json",
+    "*.png", "figures/*.png",
     "LICENSE", "LICENSE.*", "NOTICE", "NOTICE.*",
 )  # fmt: skip
 

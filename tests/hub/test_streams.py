@@ -38,6 +38,7 @@ def test_a_hub_that_fails_costs_no_training_and_only_the_model_is_pushed(hub, tm
     files = hub.repos["user/out"].files
     assert files["model.safetensors"] == trained == (out / "model.safetensors").read_bytes()
     assert {"README.md", "all_results.json", "config.json", "forgetting.png", "lookbehind_config.json"} <= set(files)
+    assert files["accuracy_matrix.json"] == (out / "accuracy_matrix.json").read_bytes()
     # which are there
     private = [out / "task-2" / "end" / name for name in ("memory.safetensors", "optimizer_state.pt")]
     assert all(path.is_file() for path in private)
