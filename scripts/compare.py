@@ -45,17 +45,8 @@ from hf_lookbehind.finetune.program import OneLineParser, run_program
 from hf_lookbehind.finetune.search import SearchResult, grid_search, widened
 from hf_lookbehind.scripts.compare_report import write_report
 from hf_lookbehind.scripts.compare_runs import Record, Records, Workers, check, only_one, train_and_measure
-from hf_lookbehind.scripts.compare_study import (
-    DATA,
-    Grid,
-    Method,
-    Run,
-    Study,
-    find_study,
-    length,
-    passes_per_step,
-    read_study,
-)
+from hf_lookbehind.scripts.compare_study import DATA, Grid, Method, Run, Study, length, passes_per_step
+from hf_lookbehind.scripts.compare_yaml import find_study, read_study
 
 
 class Comparison:

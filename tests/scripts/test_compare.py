@@ -21,7 +21,8 @@ import yaml
 from hf_lookbehind import InputError
 from hf_lookbehind.report import mean_sd, paired_interval
 from hf_lookbehind.scripts import compare, compare_report, compare_runs
-from hf_lookbehind.scripts.compare_study import RECIPES, fill, passes_per_step, read_study
+from hf_lookbehind.scripts.compare_study import fill, passes_per_step
+from hf_lookbehind.scripts.compare_yaml import RECIPES, read_study
 from tests.processes import context
 
 MODEL = "hidden_size=16,num_hidden_layers=1,num_attention_heads=2,intermediate_size=16,initializer_range=0.2"
