@@ -141,6 +141,7 @@ class Workload:
         with torch.autocast(self.device, self.autocast or torch.bfloat16, enabled=self.autocast is not None):
             loss = self.model(**inputs)["loss"]
         loss.backward(inputs=targets)
+        loss = loss.detach()  # the graph is given up here: whoever holds the loss would pay for it later
         self.inside += self.now() - start
         return loss
 

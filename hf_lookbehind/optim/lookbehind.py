@@ -40,7 +40,7 @@ from .shards import (
     norms_over_shards,
     sum_over_shards,
 )
-from .stats import LookbehindStats
+from .stats import NO_STATS, LookbehindStats
 
 
 class Lookbehind:
@@ -94,7 +94,7 @@ class Lookbehind:
         self.model = model
         self.optimizer = optimizer
         self.config = config
-        self.stats: LookbehindStats = LookbehindStats(loss=math.nan)
+        self.stats = NO_STATS
         self._settings = config.resolved()
         self._plain_step = replace(config, k=0).resolved()
         self._plan = self._settings  # of the iteration that is under way: these settings, or a plain step's
@@ -198,7 +198,13 @@ class Lookbehind:
         self._goes_on = self._is_pending = self._goes_on and self._average_gradients()
         if not self._goes_on:
             self._spoil_gradients()
-        self.stats = replace(self.stats, skipped=not self._goes_on)
+        self.stats = LookbehindStats(
+            loss=self._losses[1 if on_part and len(self._losses) > 1 else 0],
+            ascent_losses=tuple(self._losses[1:]),
+            grad_norms=tuple(self._norms[:k]),
+            skipped=not self._goes_on,
+            on_part=on_part,
+        )
         return loss
 
     @property
@@ -255,7 +261,7 @@ class Lookbehind:
         if self._is_open or self._is_pending:
             self.abort()
         self._collect_weights()
-        self.stats = LookbehindStats(loss=math.nan)
+        self.stats = NO_STATS
         self._losses: list[float] = []  # of passes 0..k
         self._norms: list[float] = []  # denominators of the ascent steps
         self._is_finite = self._goes_on = True
@@ -274,7 +280,7 @@ class Lookbehind:
     def _gradient(self, i: int, same_function: SameFunction, closure: Callable[[], Any], on_part: bool) -> Any:
         """Pass i: leaves g_i in `.grad`, measures it, and returns the closure's loss."""
         loss = same_function(closure, on_part)
-        self._measure(loss, on_part)
+        self._measure(loss)
         if i == 0 and self._plan.k > 0 and self.calibration is not None and not self.calibration.is_over:
             self._calibrate(self.calibration)
         return loss
@@ -294,39 +300,34 @@ class Lookbehind:
         """The radius in use; with `rho="auto"` the one chosen so far."""
         return self.calibration.rho if self.calibration is not None else float(self._settings.rho or 0)
 
-    def _measure(self, loss: Any, on_part: bool) -> None:
+    def _measure(self, loss: Any) -> None:
         """Record the loss and the norms of a pass. Goes on only if its gradient, all there is of it, is finite.
 
         Goes on always where each process climbs its own: `average_gradients` then tells all of them at once.
         """
         used = _with_gradient(self._weights)
+        gradients = _gradients(used)
         # pass 0 need not have all gradients, pass 1 has
-        if len(self._losses) < 2 and any(gradient.is_sparse for gradient in _gradients(used)):
+        if len(self._losses) < 2 and any(gradient.is_sparse for gradient in gradients):
             raise InputError("sparse gradients are not supported: build the embedding with sparse=False")
-        norm, ascent_norm = self._gradient_norms(used, precedes_ascent=len(self._losses) < self._plan.k)
+        norm, ascent_norm = self._gradient_norms(used, gradients)
         loss = torch.as_tensor(loss, dtype=norm.dtype, device=norm.device).detach()
         loss, norm, ascent_norm = torch.stack([loss, norm, ascent_norm]).tolist()  # a pass synchronises here only
         self._losses.append(loss)
         self._norms.append(ascent_norm)
         self._is_finite = self._is_finite and math.isfinite(norm) and math.isfinite(ascent_norm)
         self._goes_on = self._is_finite or not self._settings.sync_ascent
-        on_part = on_part or self.stats.on_part
-        self.stats = LookbehindStats(
-            loss=self._losses[1 if on_part and len(self._losses) > 1 else 0],
-            ascent_losses=tuple(self._losses[1:]),
-            grad_norms=tuple(self._norms[: self._plan.k]),
-            on_part=on_part,
-        )
 
-    def _gradient_norms(self, used: list[Tensor], precedes_ascent: bool) -> tuple[Tensor, Tensor]:
+    def _gradient_norms(self, used: list[Tensor], gradients: list[Tensor]) -> tuple[Tensor, Tensor]:
         """A norm that is finite where every gradient is, and the denominator of an ascent step: ||g||, or ||T g||.
 
         Each gradient is read once: ||T g|| tells of what is not finite too.
         """
-        plain = _with_gradient(self._plain)
-        if not precedes_ascent or len(used) == len(plain):
-            norm = torch.linalg.vector_norm(norms_over_shards(tensor_norms(_gradients(used)), used))
+        no_ascent_follows, are_all_plain = len(self._losses) == self._plan.k, len(self._plain) == len(self._weights)
+        if no_ascent_follows or are_all_plain:
+            norm = torch.linalg.vector_norm(norms_over_shards(tensor_norms(gradients), used))
             return norm, norm
+        plain = _with_gradient(self._plain)
         scaled, others = _with_gradient(self._scaled), _with_gradient(self._unperturbed)
         scaled_norms = asam_norms(locals_of(scaled), _gradients(scaled), self._settings.eta)
         norms = [tensor_norms(_gradients(plain)), scaled_norms, tensor_norms(_gradients(others))]
@@ -391,10 +392,11 @@ class Lookbehind:
 
     def _collect_weights(self) -> None:
         """The parameters to work on; anew when groups, frozen parameters, devices or dtypes have changed."""
-        unique = {id(p): p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad}
-        signature = [(key, p.dtype, p.device, p.shape) for key, p in unique.items()]
-        if signature == self._signature:
+        trainable = [p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad]
+        signature = [(id(p), p.dtype, p.device, p.shape) for p in trainable]
+        if trainable and signature == self._signature:
             return
+        unique = {id(p): p for p in trainable}
         if not unique:
             raise InputError("the optimizer holds no parameter that requires grad")
         check_layout(list(unique.values()))

@@ -30,3 +30,7 @@ class LookbehindStats:
         if self.skipped or self.on_part:
             return math.nan
         return self.ascent_losses[-1] - self.loss if self.ascent_losses else 0.0
+
+
+# Before the first iteration, and while one is under way.
+NO_STATS = LookbehindStats(loss=math.nan)
