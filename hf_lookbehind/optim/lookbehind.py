@@ -100,6 +100,7 @@ class Lookbehind:
         self._plan = self._settings  # of the iteration that is under way: these settings, or a plain step's
         self._names = parameter_names(model)
         self._signature: list[tuple] = []
+        self._with_others: list[Tensor] = []  # the weights, and what else of the model may have gradients
         self._is_open = False  # phi is in its buffer, and the model may hold other weights
         self._is_pending = False  # `begin` is over, the last descent is due
         self._has_reported_rounding = False
@@ -253,14 +254,16 @@ class Lookbehind:
 
     def zero_grad(self) -> None:
         """Set every gradient of the model and of the optimizer to None."""
-        self.model.zero_grad(set_to_none=True)
-        for parameter in self._weights:
+        if not self._with_others:  # once an iteration: to walk through the modules takes time
+            self._with_others = list({*self.model.parameters(), *self._weights})
+        for parameter in self._with_others:
             parameter.grad = None
 
     def _start(self) -> None:
         if self._is_open or self._is_pending:
             self.abort()
         self._collect_weights()
+        self._with_others.clear()
         self.stats = NO_STATS
         self._losses: list[float] = []  # of passes 0..k
         self._norms: list[float] = []  # denominators of the ascent steps

@@ -20,8 +20,8 @@ class SameFunction:
 
     Dropout masks, NEFTune noise and whatever else draws from Python's, numpy's or torch's global generators are drawn
     alike in each pass. Buffers that a forward writes (BatchNorm's running statistics, spectral norm's vectors) start
-    each pass with the values that they had before the first. On exit, generators and buffers are as one pass, the
-    first, left them; as before it, where it ended by an error.
+    each pass with the values that they had before the first. On exit, generators are as one pass, the last, left them,
+    and buffers as the first did; after an error both are as on entry.
 
     Args:
         model: the module whose buffers are looked after.
@@ -45,12 +45,12 @@ class SameFunction:
         self._model = model
         self._is_repeated = passes > 1
         self._devices = {device for device in devices if device.type not in ("cpu", "meta")}
-        self._after: _State | None = None
+        self._after: list[_Buffer] | None = None  # the written buffers, as the first pass left them
 
     def __enter__(self) -> "SameFunction":
         if self._is_repeated:
             copies, self._constants = _buffers(self._model)
-            self._before = _State(self._random_state(), copies)
+            self._before = _State(self.random_state(), copies)
         return self
 
     @torch.enable_grad()
@@ -73,26 +73,29 @@ class SameFunction:
         # Most buffers are never written: of those that no forward wrote, no copy is kept.
         written = _written(self._before.buffers)
         self._before = self._before._replace(buffers=written)
-        self._after = _State(self._random_state(), [_copy(buffer.module, buffer.name) for buffer in written])
+        self._after = [_copy(buffer.module, buffer.name) for buffer in written]
         return result
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._is_repeated:
-            self._restore(self._after or self._before)
+        if not self._is_repeated:
+            return
+        if error is not None or self._after is None:
+            self._restore(self._before)
+        else:
+            _restore_buffers(self._after)
 
-    def leaves_the_same(self) -> bool:
-        """Whether generators and buffers are now as the first pass left them."""
+    def leaves_the_same(self, random_state: tuple[Any, ...]) -> bool:
+        """Whether generators are now in this state, and buffers as the first pass left them."""
         assert self._after is not None
-        is_same_state = _are_equal(self._random_state(), self._after.random)
-        return is_same_state and all(buffer.is_unchanged() for buffer in self._after.buffers)
+        return _are_equal(self.random_state(), random_state) and all(b.is_unchanged() for b in self._after)
 
-    def _random_state(self) -> tuple[Any, ...]:
+    def random_state(self) -> tuple[Any, ...]:
+        """Of all generators that are replayed."""
         devices = {d: torch.get_device_module(d).get_rng_state(*_index(d)) for d in self._devices}
         return random.getstate(), np.random.get_state(), torch.get_rng_state(), devices
 
-    @torch.no_grad()
     def _restore(self, state: "_State") -> None:
         python, numpy, cpu, devices = state.random
         random.setstate(python)
@@ -100,8 +103,7 @@ class SameFunction:
         torch.set_rng_state(cpu)
         for device, device_state in devices.items():
             torch.get_device_module(device).set_rng_state(device_state, *_index(device))
-        for buffer in state.buffers:
-            buffer.restore()
+        _restore_buffers(state.buffers)
 
 
 class _Buffer(NamedTuple):
@@ -147,6 +149,12 @@ class _Constant(NamedTuple):
 class _State(NamedTuple):
     random: tuple[Any, ...]
     buffers: list[_Buffer]
+
+
+@torch.no_grad()
+def _restore_buffers(buffers: Iterable[_Buffer]) -> None:
+    for buffer in buffers:
+        buffer.restore()
 
 
 def _index(device: torch.device) -> tuple[torch.device, ...]:

@@ -75,6 +75,7 @@ class Sparing:
         model, targets = self._lookbehind.model, self._lookbehind.targets
         with SameFunction(model, {p.device for p in model.parameters()}, passes=3) as same_function:
             loss = same_function(closure)
+            random_state = same_function.random_state()
             reached = [p for p in targets if p.grad is not None]
             whole = _gradients(reached)
             if not tensor_norms(whole).isfinite().all():
@@ -82,7 +83,7 @@ class Sparing:
             with _limited(self._trainer.accelerator, targets) as backward:
                 same_function(closure)
             self._check(backward.differences(set(map(id, reached))))
-            if not same_function.leaves_the_same():
+            if not same_function.leaves_the_same(random_state):
                 self._check("buffers or generators end otherwise")
             spared = _gradients(reached)
             if not all(map(same_bytes, spared, whole)):

@@ -114,19 +114,26 @@ def test_a_strided_buffer_that_a_forward_writes_is_put_back():
     assert model[1].running_mean.equal(once[1].running_mean)
 
 
-def test_buffers_after_an_exception_are_those_of_one_pass():
+@pytest.mark.parametrize("failing", [1, 2, 4])
+def test_buffers_and_generators_after_an_exception_are_as_before(failing):
     model, passes = network(nn.BatchNorm1d(8)), []
-    once = network(nn.BatchNorm1d(8))
-    step(once, k=0)
+    before = [b.clone() for b in model.buffers()]
+    random_state = SameFunction(model, [], passes=2).random_state()
+    as_before = random.random(), np.random.rand(), torch.rand(()).item()
 
-    def fail_in_third():
+    def fail():
+        random.random(), np.random.rand(), torch.rand(())
         passes.append(1)
-        if len(passes) == 3:
+        if len(passes) == failing:
             raise RuntimeError("boom")
 
+    random.setstate(random_state[0])
+    np.random.set_state(random_state[1])
+    torch.set_rng_state(random_state[2])
     with pytest.raises(RuntimeError, match="boom"):
-        step(model, k=5, extra=fail_in_third)
-    assert all(a.equal(b) for a, b in zip(model.buffers(), once.buffers(), strict=True))
+        step(model, k=5, extra=fail)
+    assert all(a.equal(b) for a, b in zip(model.buffers(), before, strict=True))
+    assert (random.random(), np.random.rand(), torch.rand(()).item()) == as_before
 
 
 def test_an_autocast_context_around_the_iteration_keeps_no_stale_weights():
@@ -247,6 +254,7 @@ def test_a_pass_that_leaves_something_else_is_told(at):
     also |= {"buffer": lambda: model.running_mean.add_(1), "nothing": lambda: None}
     with SameFunction(model, [], passes=2) as same_function:
         same_function(lambda: model(torch.rand(4, 3)))
-        assert same_function.leaves_the_same()
+        random_state = same_function.random_state()
+        assert same_function.leaves_the_same(random_state)
         same_function(lambda: (model(torch.rand(4, 3)), also[at]()))
-        assert same_function.leaves_the_same() is (at == "nothing")
+        assert same_function.leaves_the_same(random_state) is (at == "nothing")
