@@ -250,6 +250,7 @@ class Lookbehind:
         self._buffers.forget()
         drop_whole_copies(self.model)
         self._is_open = self._is_pending = False
+        self._with_others.clear()  # outside an iteration the model may have become another
         self.zero_grad()
 
     def zero_grad(self) -> None:
@@ -397,11 +398,11 @@ class Lookbehind:
         """The parameters to work on; anew when groups, frozen parameters, devices or dtypes have changed."""
         trainable = [p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad]
         signature = [(id(p), p.dtype, p.device, p.shape) for p in trainable]
-        if trainable and signature == self._signature:
+        if not trainable:
+            raise InputError("the optimizer holds no parameter that requires grad")
+        if signature == self._signature:
             return
         unique = {id(p): p for p in trainable}
-        if not unique:
-            raise InputError("the optimizer holds no parameter that requires grad")
         check_layout(list(unique.values()))
         if not self._settings.sync_ascent and any(map(is_sharded, unique.values())):
             raise InputError("sync_ascent=False is not allowed with sharded parameters. Use sync_ascent=True, or DDP")

@@ -193,3 +193,27 @@ def test_begin_closes_an_iteration_that_was_left_open():
     assert max_difference(model, phi) > 0
     lookbehind.begin(closure)
     assert max_difference(model, phi) == 0.0
+
+
+def test_gradients_of_a_module_that_joined_between_iterations_are_dropped_too():
+    torch.manual_seed(0)
+    model = nn.Linear(5, 3)
+    lookbehind = Lookbehind(model, torch.optim.SGD(model.parameters(), lr=0.1), LookbehindConfig(k=2))
+    passes = []
+
+    def closure():
+        lookbehind.zero_grad()
+        passes.append([p.grad for p in model.parameters()])
+        loss = sum(module(torch.ones(2, 5)).square().mean() for module in model.modules() if module is not model)
+        loss = loss + model(torch.ones(2, 5)).square().mean()
+        loss.backward()
+        return loss
+
+    lookbehind.step(closure)
+    model.joined = nn.Linear(5, 3)  # not of the optimizer
+    lookbehind.step(closure)
+    assert len(passes) == 6 and all(gradient is None for found in passes for gradient in found)
+    model.later = nn.Linear(5, 3)
+    model.later(torch.ones(2, 5)).sum().backward()
+    lookbehind.abort()
+    assert all(p.grad is None for p in model.parameters())
