@@ -185,7 +185,7 @@ class Lookbehind:
         k, every = self._plan.k, self._plan.descent == "every"
         first, on_part = self._first_closure(ascent_closure), k > 0 and self._plan.ascent_fraction < 1
         self._start()
-        with SameFunction(self.model, {p.device for p in self._weights}, passes=k + 1) as same_function:
+        with SameFunction(self.model, self._devices, passes=k + 1) as same_function:
             loss = self._gradient(0, same_function, first or closure, on_part)  # g_0 = grad L(phi)
             for i in range(1, k + 1):
                 if not self._goes_on:
@@ -309,13 +309,12 @@ class Lookbehind:
 
         Goes on always where each process climbs its own: `average_gradients` then tells all of them at once.
         """
-        used = _with_gradient(self._weights)
-        gradients = _gradients(used)
+        used, gradients = _with_gradients(self._weights)
         # pass 0 need not have all gradients, pass 1 has
         if len(self._losses) < 2 and any(gradient.is_sparse for gradient in gradients):
             raise InputError("sparse gradients are not supported: build the embedding with sparse=False")
         norm, ascent_norm = self._gradient_norms(used, gradients)
-        loss = torch.as_tensor(loss, dtype=norm.dtype, device=norm.device).detach()
+        loss = torch.as_tensor(loss, dtype=norm.dtype, device=norm.device)
         loss, norm, ascent_norm = torch.stack([loss, norm, ascent_norm]).tolist()  # a pass synchronises here only
         self._losses.append(loss)
         self._norms.append(ascent_norm)
@@ -331,10 +330,10 @@ class Lookbehind:
         if no_ascent_follows or are_all_plain:
             norm = torch.linalg.vector_norm(norms_over_shards(tensor_norms(gradients), used))
             return norm, norm
-        plain = _with_gradient(self._plain)
-        scaled, others = _with_gradient(self._scaled), _with_gradient(self._unperturbed)
-        scaled_norms = asam_norms(locals_of(scaled), _gradients(scaled), self._settings.eta)
-        norms = [tensor_norms(_gradients(plain)), scaled_norms, tensor_norms(_gradients(others))]
+        (plain, of_plain), (scaled, of_scaled) = _with_gradients(self._plain), _with_gradients(self._scaled)
+        others, of_others = _with_gradients(self._unperturbed)
+        scaled_norms = asam_norms(locals_of(scaled), of_scaled, self._settings.eta)
+        norms = [tensor_norms(of_plain), scaled_norms, tensor_norms(of_others)]
         norms = torch.cat([n.to(used[0].device) for n in norms]) if used else torch.zeros(0)
         norms = norms_over_shards(norms, [*plain, *scaled, *others])
         return torch.linalg.vector_norm(norms), torch.linalg.vector_norm(norms[: len(plain) + len(scaled)])
@@ -347,9 +346,9 @@ class Lookbehind:
             return  # this process waits for the others to learn of it
         rho = self.rho
         step = rho / (self._norms[-1] + NORM_EPSILON)
-        plain, scaled = _with_gradient(self._plain), _with_gradient(self._scaled)
-        sam_step_(locals_of(plain), _gradients(plain), step)
-        asam_step_(locals_of(scaled), _gradients(scaled), step, self._settings.eta)
+        (plain, of_plain), (scaled, of_scaled) = _with_gradients(self._plain), _with_gradients(self._scaled)
+        sam_step_(locals_of(plain), of_plain, step)
+        asam_step_(locals_of(scaled), of_scaled, step, self._settings.eta)
         if rho and not self._has_reported_rounding:
             self._has_reported_rounding = True
             slow = dict(zip(map(id, self._weights), self._buffers["slow"], strict=True))
@@ -413,6 +412,7 @@ class Lookbehind:
         self._plain = [p for p in targets if id(p) not in scaled]
         perturbed = set(map(id, targets))
         self._unperturbed = [p for p in self._weights if id(p) not in perturbed]
+        self._devices = {p.device for p in self._weights}
         if self._settings.k and self._settings.ascent == "asam" and not scaled:
             warnings.warn(
                 "ascent='asam' scales tensors whose name contains 'weight', and none of those perturbed does: its "
@@ -425,9 +425,7 @@ class Lookbehind:
         self._signature = signature  # last: after an interrupt, all of it is done again
 
 
-def _with_gradient(parameters: list[Tensor]) -> list[Tensor]:
-    return [p for p in parameters if p.grad is not None]
-
-
-def _gradients(parameters: list[Tensor]) -> list[Tensor]:
-    return locals_of([p.grad for p in parameters if p.grad is not None])
+def _with_gradients(parameters: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Those that have a gradient, and the local parts of the gradients."""
+    found = [(p, gradient) for p in parameters if (gradient := p.grad) is not None]
+    return [p for p, _ in found], locals_of([gradient for _, gradient in found])

@@ -24,9 +24,10 @@ def tensor_norms(tensors: Sequence[Tensor]) -> Tensor:
     """L2 norm of each tensor, in float32 or better, as one tensor of shape `(len(tensors),)` on the first's device."""
     if not tensors:
         return torch.zeros(0)
-    dtype = accumulation_dtype(max({t.dtype for t in tensors}, key=lambda d: torch.finfo(d).bits))
-    norms = torch._foreach_norm(list(tensors), 2, dtype=dtype)
-    if any(norm.device != norms[0].device for norm in norms):
+    kinds = {(t.dtype, t.device) for t in tensors}  # each is asked once: with many small tensors that takes time
+    widest = max((dtype for dtype, _ in kinds), key=lambda d: torch.finfo(d).bits)
+    norms = torch._foreach_norm(list(tensors), 2, dtype=accumulation_dtype(widest))
+    if len({device for _, device in kinds}) > 1:
         norms = [norm.to(norms[0].device) for norm in norms]
     return torch.stack(norms)
 

@@ -123,6 +123,7 @@ class _Buffer(NamedTuple):
         """Whether the module's buffer has the values of the copy."""
         return same_bytes(self.module._buffers.get(self.name), self.values)
 
+    @torch.no_grad()
     def restore(self) -> None:
         self.module._buffers[self.name] = self.tensor
         if self.tensor is not None and self.values is not None:
@@ -151,7 +152,6 @@ class _State(NamedTuple):
     buffers: list[_Buffer]
 
 
-@torch.no_grad()
 def _restore_buffers(buffers: Iterable[_Buffer]) -> None:
     for buffer in buffers:
         buffer.restore()

@@ -25,7 +25,7 @@ _WHOLE = {Tensor, nn.Parameter}
 
 def locals_of(tensors: Sequence[Tensor]) -> list[Tensor]:
     """`local` of each."""
-    return [t if type(t) in _WHOLE else local(t) for t in tensors]
+    return list(tensors) if _WHOLE.issuperset(map(type, tensors)) else [local(t) for t in tensors]
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -86,7 +86,7 @@ def sum_over_shards(values: Tensor, tensors: Sequence[Tensor]) -> Tensor:
 
 def norms_over_shards(norms: Tensor, tensors: Sequence[Tensor]) -> Tensor:
     """L2 norms of whole tensors from those of the local parts, shape `(len(tensors),)`."""
-    if all(type(t) in _WHOLE for t in tensors) or not any(map(is_sharded, tensors)):
+    if _WHOLE.issuperset(map(type, tensors)) or not any(map(is_sharded, tensors)):
         return norms
     return sum_over_shards(norms.square(), tensors).sqrt()
 
