@@ -19,7 +19,8 @@ select (by which settings are chosen), scale (100: metrics are shown in %), flag
 reported ones alone, as test_split), seed_flags (that get the seed; default: seed), prepare (name: flags of a training
 whose model flags call {name}), tasks (name: flags), extra_passes (task: gradients per step beside those of the method,
 as A-GEM takes), methods (name: label, flags, grid, grid_at: task or budget: other values of the grid), against
-(methods that the others are compared with), budgets, tuning_seeds, seeds, weight_noise (sigmas, draws, metric),
+(methods that the others are compared with), share (of: sam, over: plain: report the share that the others keep of what
+sam gains over plain), budgets, tuning_seeds, seeds, weight_noise (sigmas, draws, metric),
 sharpness (rhos, steps, on, max_examples), show_grids (draw the tuning as heat maps), widen (setting: how many values
 its grids may gain, one by one, as long as the best lies on an edge). {data} in a flag is the folder
 that --data names.

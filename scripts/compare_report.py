@@ -18,6 +18,7 @@ from hf_lookbehind.report import (
     plot_accuracy_against_noise,
     plot_against_cost,
     plot_grids,
+    share_kept,
 )
 from hf_lookbehind.scripts.compare_study import Method, Study
 
@@ -114,6 +115,7 @@ class Report:
             differences = list(self.differences(task, budget))
             if differences:
                 lines += ["", "Paired differences: mean [95% interval], n seeds.", "", self._table_of(differences)]
+            lines += self._shares(task, budget)
         lines += ["", "## Which claims show", "", *self.claims()]
         lines += ["", "## Tuning", "", *self._warnings(), "", "All points of all grids: TUNING.md."]
         lines += ["", *(f"![{path.stem}]({path.name})" for path in figures)]
@@ -195,6 +197,31 @@ class Report:
             row = rows.setdefault(self._pair(found, "-"), {"difference": self._pair(found, "-"), "n": found["n"]})
             row[found["column"].heading] = _interval(found)
         return format_table(list(rows.values()), {"difference": "difference", **self._headings(), "n": "n"})
+
+    def _shares(self, task: str, budget: str) -> list[str]:
+        """A table of what the other methods keep of one's gain over another."""
+        if not self.study.share:
+            return []
+        ends = [self.study.share[name] for name in ("over", "of")]
+        over, of = (self.study.methods[name].label for name in ends)
+        rows = []
+        for method in self.study.methods.values():
+            if method.name not in ends:
+                found = {c.heading: self._share((task, budget), [method.name, *ends], c) for c in self.columns}
+                rows.append({"method": method.label} | found)
+        if not any(value for row in rows for value in list(row.values())[1:]):
+            return []
+        said = f"The share that is kept of what {of} gains over {over}: ratio of means [95% bootstrap interval]."
+        return ["", said, "", format_table(rows, {"method": "method", **self._headings()})]
+
+    def _share(self, cell: tuple[str, str], methods: Sequence[str], column: Column) -> str:
+        sign = -1 if column.lower_is_better else 1
+        values = [self._values((*cell, name), column) for name in methods]
+        seeds = sorted(set.intersection(*map(set, values)))
+        if len(seeds) < 2:
+            return ""
+        found = share_kept(*([sign * of_method[seed] for seed in seeds] for of_method in values))
+        return "gain unclear" if found is None else "{:.2f} [{:.2f}, {:.2f}]".format(*found)
 
     def _headings(self) -> dict[str, str]:
         return {column.heading: column.heading for column in self.columns}

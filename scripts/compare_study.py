@@ -100,6 +100,7 @@ class Study:
     measures: dict[str, Any]
     curve: dict[str, Any]
     show_grids: bool
+    share: dict[str, str]  # `of` and `over`: the two methods between which the gain lies that others keep a share of
     widen: dict[str, int]  # by setting: how many values its grid may gain where its best lies on an edge
 
     def cells(self) -> Iterator[tuple[str, str, Method]]:

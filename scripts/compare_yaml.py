@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +150,7 @@ def _study(name: str, top: _Section) -> Study:
         measures=_measures(top, metric),
         curve=_curve(top.section("curve", {})),
         show_grids=top.take("show_grids", lambda value: isinstance(value, bool), "true or false", False),
+        share=_share(top.section("share", {}), methods),
         widen=_widen(top.section("widen", {})),
     )
     top.end()
@@ -180,6 +181,18 @@ def _curve(section: _Section) -> dict[str, Any]:
         "xlabel": section.take("xlabel", _is_text, "a text"),
         "metrics": section.take("metrics", _is_list_of(_is_metric), "a list of metrics, as test_accuracy_after_1"),
     }
+    section.end()
+    return found
+
+
+def _share(section: _Section, methods: Mapping[str, Method]) -> dict[str, str]:
+    """Between which two methods the gain lies that the others keep a share of, or nothing."""
+    if not section.all():
+        return {}
+    is_method, allowed = methods.__contains__, f"one of {', '.join(methods)}"
+    found = {"of": section.take("of", is_method, allowed)}
+    others = [name for name in methods if name != found["of"]]
+    found["over"] = section.take("over", others.__contains__, f"one of {', '.join(others)}")
     section.end()
     return found
 

@@ -40,7 +40,7 @@ from hf_lookbehind.finetune.paths import check_folder_to_write, remove_earlier
 from hf_lookbehind.finetune.program import OneLineParser, run_program
 from hf_lookbehind.finetune.search import grid_search
 from hf_lookbehind.measures import weight_noise
-from hf_lookbehind.report import format_plus_minus, format_table, mean_sd, paired_difference
+from hf_lookbehind.report import format_plus_minus, format_table, mean_sd, paired_difference, share_kept
 from hf_lookbehind.trainer.window import draw_part
 
 Record = dict[str, Any]
@@ -49,7 +49,6 @@ Data = tuple[Tensor, Tensor]  # features, labels
 SIGMA, DRAWS = 0.5, 5  # of weight noise
 BATCH = 32
 FIRST_TUNING_SEED = 1000  # never reported
-RESAMPLES = 10_000
 
 PLAIN, SAM = "AdamW", "SAM"
 METHODS: dict[str, Record] = {  # settings of LookbehindConfig, but for rho
@@ -202,18 +201,16 @@ def column(runs: Sequence[Record], method: str, name: str) -> list[float]:
     return [run[name] for run in runs if run["method"] == method]
 
 
-def share_kept(values: Sequence[float], plain: Sequence[float], sam: Sequence[float]) -> Record | None:
-    """The share of SAM's gain over plain that `values` keep: `share`, and `low` and `high`, its 95% interval.
+def shares_kept(runs: Sequence[Record]) -> dict[str, dict[str, Any]]:
+    """Of SAM's gain over plain, by method and measure: `share`, and its 95% interval, `low` and `high`.
 
-    The bootstrap draws seeds, by which all three are paired. None where 2.5% of its draws or more show no gain of SAM.
+    None where SAM's gain is not clear of 0.
     """
-    kept, gain = np.subtract(values, plain), np.subtract(sam, plain)
-    drawn = np.random.default_rng(0).integers(0, len(gain), (RESAMPLES, len(gain)))
-    gains = gain[drawn].mean(axis=1)
-    if np.mean(gains <= 0) >= 0.025:
-        return None
-    low, high = np.quantile(kept[drawn].mean(axis=1) / gains, [0.025, 0.975])
-    return {"share": float(kept.mean() / gain.mean()), "low": float(low), "high": float(high)}
+    shares: dict[str, dict[str, Any]] = {method: {} for method in METHODS if method not in (PLAIN, SAM)}
+    for method, measure in itertools.product(shares, ("test", "noisy")):
+        found = share_kept(*(column(runs, m, measure) for m in (method, PLAIN, SAM)))
+        shares[method][measure] = found and dict(zip(("share", "low", "high"), found, strict=True))
+    return shares
 
 
 def results_table(runs: Sequence[Record], search: dict[str, Record], shares: dict[str, dict[str, Any]]) -> str:
@@ -244,9 +241,7 @@ def study(name: str, task: Task) -> Record:
     with tqdm(total=total, desc=name, leave=False, disable=None) as progress:
         search = choose_settings(task, progress)
         runs = compare(task, search, progress)
-    shares: dict[str, dict[str, Any]] = {method: {} for method in METHODS if method not in (PLAIN, SAM)}
-    for method, measure in itertools.product(shares, ("test", "noisy")):
-        shares[method][measure] = share_kept(*(column(runs, m, measure) for m in (method, PLAIN, SAM)))
+    shares = shares_kept(runs)
     print(f"\n{name}: accuracy in %, mean +- sd over {task.seeds} seeds; minus SAM's, paired, +- standard error\n")
     print(results_table(runs, search, shares))
     print(f"\n{time.perf_counter() - start:.0f} s", flush=True)

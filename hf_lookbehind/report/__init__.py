@@ -9,7 +9,7 @@ from .plots import (
     plot_search,
     plot_training,
 )
-from .statistics import mean_sd, paired_difference, paired_interval
+from .statistics import mean_sd, paired_difference, paired_interval, share_kept
 from .tables import format_plus_minus, format_table
 
 __all__ = [
@@ -25,4 +25,5 @@ __all__ = [
     "plot_grids",
     "plot_search",
     "plot_training",
+    "share_kept",
 ]

@@ -6,7 +6,7 @@ import numpy
 import pytest
 import scipy.stats
 
-from hf_lookbehind.report import mean_sd, paired_difference, paired_interval
+from hf_lookbehind.report import mean_sd, paired_difference, paired_interval, share_kept
 
 
 def test_mean_and_sample_sd():
@@ -59,3 +59,40 @@ def test_one_pair_has_no_interval():
 def test_a_level_outside_0_and_1_is_an_error(level):
     with pytest.raises(ValueError, match="level"):
         paired_interval([1.0, 2.0], [0.0, 0.0], level)
+
+
+def test_shares_are_ratios_of_mean_gains():
+    baseline, best = [80.0, 70.0, 75.0], [82.0, 73.0, 76.0]
+    assert share_kept(best, baseline, best) == pytest.approx((1, 1, 1))
+    assert share_kept(baseline, baseline, best) == (0, 0, 0)
+    share, low, high = share_kept([82.0, 71.0, 75.0], baseline, best)
+    assert share == pytest.approx(0.5) and low < 0.5 < high
+
+
+def test_shares_cover_the_true_one_as_often_as_they_say_nearly():
+    rng, held = numpy.random.default_rng(0), 0
+    for _ in range(200):
+        baseline = rng.normal(size=30)  # what a seed has in common
+        best, values = baseline + 2 + rng.normal(size=30), baseline + 1.5 + rng.normal(size=30)
+        _, low, high = share_kept(values, baseline, best, resamples=1000)
+        held += low <= 0.75 <= high
+    assert 0.89 <= held / 200 <= 0.99
+
+
+def test_no_share_of_a_gain_that_is_not_clear_of_0():
+    assert share_kept([80.0, 70.0], [80.0, 70.0], [81.0, 69.5]) is None
+    assert share_kept([80.0, 70.0], [80.0, 70.0], [79.0, 69.0]) is None
+
+
+@pytest.mark.parametrize(
+    "values, baseline, best, level",
+    [
+        ([], [], [], 0.9),
+        ([1.0], [1.0, 2.0], [1.0, 2.0], 0.9),
+        ([1.0], [1.0], [2.0, 2.0], 0.9),
+        ([1.0], [0.0], [2.0], 1),
+    ],
+)
+def test_shares_of_unequal_lengths_of_nothing_or_at_an_impossible_level_are_errors(values, baseline, best, level):
+    with pytest.raises(ValueError):
+        share_kept(values, baseline, best, level)

@@ -251,6 +251,30 @@ def test_claims_are_the_intervals_that_leave_out_0_with_the_right_sign(finished,
     assert "4 of 6 intervals leave out 0" in text
 
 
+def test_the_share_of_a_gain_that_is_kept_is_reported_where_the_gain_is_clear(finished, tmp_path):
+    _, output, _ = finished
+    # the same trainings, of which two are told apart by name alone
+    half = STUDY["methods"]["sam"] | {"label": "half"}
+    content = STUDY | {"methods": STUDY["methods"] | {"half": half}, "share": {"of": "sam", "over": "plain"}}
+
+    def gains(record: dict) -> dict:
+        if record["method"] == "plain":
+            record["metrics"]["test_accuracy"], record["sharpness"][0]["rise"] = 0.5, 2.0
+        else:
+            record["metrics"]["test_accuracy"], record["sharpness"][0]["rise"] = 0.6, 1.0
+        record["weight_noise"][0]["mean"] = 0.5 - 0.1 * (record["method"] == "sam")  # SAM loses
+        return record
+
+    edited = [gains(r) if r["phase"] == "report" else r for r in records(output)]
+    (tmp_path / "runs.jsonl").write_text("".join(json.dumps(record) + "\n" for record in edited))
+    assert run(write(tmp_path, content), tmp_path, "--report_only")[0] == 0
+    text = (tmp_path / "REPORT.md").read_text()
+    assert text.count("The share that is kept of what SAM gains over AdamW") == 2
+    rows = [line for line in text.splitlines() if line.startswith("| half") and "unclear" in line]
+    cells = [cell.strip() for cell in rows[0].strip("| ").split("|")]
+    assert len(rows) == 2 and cells == ["half", "1.00 [1.00, 1.00]", "gain unclear", "1.00 [1.00, 1.00]"]
+
+
 def test_what_is_better_when_lower_is_tuned_downwards(finished, tmp_path):
     _, output, _ = finished
     study = read_study(write(tmp_path, STUDY | {"select": "eval_loss"}))
@@ -503,6 +527,9 @@ def edit(content: dict, path: str, value: object) -> dict:
         ("curve", {"xlabel": "step"}, "curve.metrics is missing"),
         ("extra_passes", {"evening": 1}, "extra_passes.evening is not a task"),
         ("extra_passes", {"clean": -1}, "extra_passes.clean: -1 is not allowed"),
+        ("share", {"of": "adam"}, "share.of: 'adam' is not allowed: one of plain, sam"),
+        ("share", {"of": "sam", "over": "sam"}, "share.over: 'sam' is not allowed: one of plain"),
+        ("share", {"of": "sam"}, "share.over is missing: one of plain"),
         ("widen", {"lr": 1}, "widen.lr is a setting of no grid"),
         ("widen", {"rho": 0.5}, "widen.rho: 0.5 is not allowed: how many values"),
         # what only the program knows

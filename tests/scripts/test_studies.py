@@ -30,6 +30,6 @@ def sections(page: str) -> list[tuple[Path, str]]:
 @pytest.mark.parametrize("page, section", [*sections("docs/when.md"), *sections("README.md")])
 def test_means_and_intervals_of_a_section_are_those_of_the_reports_that_it_names(page, section):
     reports = "".join((page.parent / path).read_text() for path in re.findall(r"\(([\w/]+/REPORT.md)\)", section))
-    numbers = re.findall(r"\d+\.\d+ \+- \d+\.\d+|[+-]\d+\.\d+ \[[^\]]+\]", section)
+    numbers = re.findall(r"\d+\.\d+ \+- \d+\.\d+|[+-]?\d+\.\d+ \[[^\]]+\]", section)
     assert numbers
     assert [number for number in numbers if number not in reports] == []

@@ -95,16 +95,19 @@ def test_grids_of_parts_go_further_and_plain_has_no_rho(digits):
     assert digits.grid(EIGHTH)["rho"] == (*digits.grid(SAM)["rho"], 1.5 * digits.grid(SAM)["rho"][-1])
 
 
-def test_shares_are_ratios_of_mean_gains():
-    plain, sam = [80.0, 70.0, 75.0], [82.0, 73.0, 76.0]
-    assert study.share_kept(sam, plain, sam) == pytest.approx({"share": 1, "low": 1, "high": 1})
-    assert study.share_kept(plain, plain, sam) == {"share": 0, "low": 0, "high": 0}
-    kept = study.share_kept([82.0, 71.0, 75.0], plain, sam)
-    assert kept is not None and kept["share"] == pytest.approx(0.5) and kept["low"] < 0.5 < kept["high"]
+def test_shares_are_those_of_sams_gain_by_method_and_measure():
+    def run(method: str, test: float, noisy: float) -> dict:
+        return {"method": method, "test": test, "noisy": noisy}
 
-
-def test_no_share_where_the_gain_of_sam_is_not_clear():
-    assert study.share_kept([80.0, 70.0], [80.0, 70.0], [81.0, 69.5]) is None
+    runs = [run(method, 70.0, 60.0) for method in study.METHODS for _ in range(2)]
+    for i, record in enumerate(runs):
+        if record["method"] == SAM:
+            record |= {"test": 74.0, "noisy": 59.0 + 2.5 * (i % 2)}  # under noise once better, once worse
+        if record["method"] == EIGHTH:
+            record |= {"test": 73.0}
+    shares = study.shares_kept(runs)
+    assert shares[EIGHTH] == {"test": {"share": 0.75, "low": 0.75, "high": 0.75}, "noisy": None}
+    assert shares["SAM, ascent_every=2"]["test"] == {"share": 0, "low": 0, "high": 0}
     assert study.show(None) == "SAM's gain unclear"
 
 
