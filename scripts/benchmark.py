@@ -10,7 +10,8 @@ All methods share one model, one batch, one thread and one process, and take tur
 whatever other programs do on a CPU. Before each turn two plain steps are taken, whose two parts are timed. The floor
 of an iteration is k+1 times the one (forward and backward) and k times the other (the optimizer's step), from plain
 steps nearest to it. Its own parts are the same, timed within the iteration: what it takes beyond them is overhead,
-whatever the machine's speed does meanwhile. Each figure is the median over all rounds of a ratio within a round; its
+whatever the machine's speed does meanwhile. A `LookbehindTrainer` is compared with the core's overhead and the plain
+Trainer's together. Each figure is the median over all rounds of a ratio within a round; its
 spread is the interquartile range over the median. Everything is written to runs/benchmark.
 """
 

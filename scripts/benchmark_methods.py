@@ -2,8 +2,10 @@
 
 import importlib.util
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -112,16 +114,17 @@ def _gradient(closure: Callable[[], Tensor]) -> Tensor:
     return closure()
 
 
-# ---- a visit: one or a few iterations, and the seconds that each took ----
+# ---- a visit: one or a few iterations; the seconds that each took, and those in forwards, backwards and steps ----
 
-Visit = Callable[[], float]
+Visit = Callable[[], tuple[float, float]]
 
 
 def _timed(workload: Workload, iterate: Callable[[], Any]) -> Visit:
-    def visit() -> float:
+    def visit() -> tuple[float, float]:
+        workload.inside = 0.0
         start = workload.now()
         iterate()
-        return workload.now() - start
+        return workload.now() - start, workload.inside
 
     return visit
 
@@ -147,7 +150,12 @@ def _core(workload: Workload, config: LookbehindConfig, is_spared: bool) -> Visi
             lookbehind.step(workload.closure, workload.descend, ascent_closure=ascent_closure, full=i == 0)
 
     visit = _timed(workload, iterate)
-    return lambda: visit() / n
+
+    def mean() -> tuple[float, float]:
+        seconds, inside = visit()
+        return seconds / n, inside / n
+
+    return mean
 
 
 def published(workload: Workload, config: LookbehindConfig) -> Visit:
@@ -169,16 +177,31 @@ def pytorch_optimizer_sam(workload: Workload, config: LookbehindConfig) -> Visit
 
 
 class _Clock(TrainerCallback):
-    """Notes when each step of a training ended."""
+    """Notes when each step of a training ended, and how much of the time so far the optimizer and others have taken.
 
-    def __init__(self, workload: Workload):
-        self.workload, self.ends = workload, []
+    The optimizer is timed between the last of its hooks before and the first of those after a step: those of a
+    `LookbehindTrainer` do not count.
+    """
+
+    def __init__(self, workload: Workload, optimizer: torch.optim.Optimizer):
+        self.workload, self.optimizer, self.ends = workload, optimizer, []
+        optimizer.register_step_post_hook(self._stop)
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        self.ends = []
+        self.workload.inside, self.ends = 0.0, []
+        self.hook = self.optimizer.register_step_pre_hook(self._start)
+
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+        self.hook.remove()
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        self.ends.append(self.workload.now())
+        self.ends.append((self.workload.now(), self.workload.inside))
+
+    def _start(self, *_: Any) -> None:
+        self.workload.inside -= self.workload.now()
+
+    def _stop(self, *_: Any) -> None:
+        self.workload.inside += self.workload.now()
 
 
 def _trainer(workload: Workload, config: LookbehindConfig | None, steps: int = 2) -> Visit:
@@ -199,21 +222,30 @@ def _trainer(workload: Workload, config: LookbehindConfig | None, steps: int = 2
         use_cpu=workload.device == "cpu",
         dataloader_pin_memory=False,
     )
-    clock = _Clock(workload)
+    optimizer = workload.new_optimizer()
+    clock = _Clock(workload, optimizer)
     own: dict[str, Any] = {} if config is None else {"lookbehind_config": config}
     trainer = (Trainer if config is None else LookbehindTrainer)(
         workload.model,
         args,
         train_dataset=rows * (1 + steps),
-        optimizers=(workload.new_optimizer(), None),
+        optimizers=(optimizer, None),
         callbacks=[clock],
         **own,
     )
     trainer.remove_callback(PrinterCallback)
 
-    def visit() -> float:
-        trainer.train()
-        return (clock.ends[-1] - clock.ends[0]) / steps
+    # what `Workload.closure` is made of
+    parts = [(workload.model, "forward"), (trainer.accelerator, "backward")]
+    parts += [(workload.model, "zero_grad"), (Lookbehind, "zero_grad")]
+
+    def visit() -> tuple[float, float]:
+        with ExitStack() as stack:
+            for owner, name in parts:
+                stack.enter_context(mock.patch.object(owner, name, workload.timed(getattr(owner, name))))
+            trainer.train()
+        start, *_, end = clock.ends
+        return (end[0] - start[0]) / steps, (end[1] - start[1]) / steps
 
     return visit
 
@@ -286,12 +318,13 @@ SAM_ADAPTIVE, ASAM, ASAM_ADAPTIVE = {"alpha": "adaptive"}, {"ascent": "asam"}, {
 # Which methods run for each k, under which settings, one line each; and the k from which on quick mode takes them.
 NEVER = 1_000_000
 EACH_K: tuple[tuple[str, dict[str, Any], int], ...] = (
+    # these three are divided by one another: they take their turns side by side, as a machine's speed drifts
     (CORE, {}, 1),
+    (PUBLISHED, {}, 2),
+    (TRAINER, {}, 2),
     (CORE, SAM_ADAPTIVE, NEVER),
     (CORE, ASAM, NEVER),
     (CORE, ASAM_ADAPTIVE, 2),
-    (PUBLISHED, {}, 2),
-    (TRAINER, {}, 2),
 )
 # Rows for one k: any settings of `LookbehindConfig`, one line each.
 SINGLE: tuple[tuple[str, dict[str, Any], int], ...] = (

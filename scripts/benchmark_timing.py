@@ -3,12 +3,12 @@
 import gc
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from hf_lookbehind.scripts.benchmark_cases import Workload
-from hf_lookbehind.scripts.benchmark_methods import CORE, PLAIN_TRAINER, PUBLISHED, TRAINER, Variant
+from hf_lookbehind.scripts.benchmark_methods import CORE, PLAIN_TRAINER, PUBLISHED, TRAINER, Variant, Visit
 
 PLAIN_STEPS = 2  # before each turn of each method
 
@@ -23,7 +23,7 @@ class Sample:
         seconds: of the iteration.
         plain: of a plain step.
         floor: of the forwards, backwards and optimizer steps that the iteration cannot do without, from plain steps.
-        inside: of those that the iteration itself has run; 0 where the method does not call the workload's.
+        inside: of those that the iteration itself has run.
     """
 
     seconds: float
@@ -45,7 +45,7 @@ def measure(workload: Workload, rows: Sequence[Variant], seconds: float) -> dict
     return samples
 
 
-def _round(workload: Workload, visits: Mapping[Variant, Callable[[], float]]) -> dict[Variant, Sample]:
+def _round(workload: Workload, visits: Mapping[Variant, Visit]) -> dict[Variant, Sample]:
     parts: list[tuple[float, float]] = []
     turns: dict[Variant, tuple[float, float, int]] = {}
     gc.collect()
@@ -53,8 +53,7 @@ def _round(workload: Workload, visits: Mapping[Variant, Callable[[], float]]) ->
     try:
         for row, visit in visits.items():
             parts += [workload.plain_step() for _ in range(PLAIN_STEPS)]
-            workload.inside = 0.0
-            turns[row] = visit(), workload.inside / row.config.ascent_every, len(parts)
+            turns[row] = *visit(), len(parts)
         parts += [workload.plain_step() for _ in range(PLAIN_STEPS)]
     finally:
         gc.enable()
@@ -94,8 +93,7 @@ def _timing_record(case: str, row: Variant, samples: Mapping[Variant, list[Sampl
     record: Record = {"case": case, "method": row.method, "label": row.label, "settings": row.settings}
     record |= {"k": row.config.k, "rounds": len(mine), "seconds": statistics.median(s.seconds for s in mine)}
     ratios = {"plain": [s.seconds / s.plain for s in mine], "floor": [s.seconds / s.floor for s in mine]}
-    if all(s.inside for s in mine):
-        ratios["parts"] = [s.seconds / s.inside for s in mine]
+    ratios["parts"] = [s.seconds / s.inside for s in mine]
     ratios |= {name: found for name, found in _comparisons(row, samples).items() if found}
     for name, values in ratios.items():
         record[name], record[f"{name}_spread"] = median_and_spread(values)
@@ -112,7 +110,9 @@ def _comparisons(row: Variant, samples: Mapping[Variant, list[Sample]]) -> dict[
     if row.method == TRAINER:
         cores = by_name.get(Variant(CORE, row.settings).name, [])
         plain = by_name.get(Variant(PLAIN_TRAINER, {"k": 0}).name, [])
+        # from what each spends around its own parts: the machine's speed drifts between turns
         found["trainer"] = [
-            a.seconds / (b.seconds + c.seconds - c.plain) for a, b, c in zip(mine, cores, plain, strict=False)
+            a.seconds / (a.inside * b.seconds / b.inside + c.seconds - c.inside)
+            for a, b, c in zip(mine, cores, plain, strict=False)
         ]
     return found

@@ -157,15 +157,15 @@ class LookbehindMixin(_Trainer):
     def _window_gradient(self, model: nn.Module, window: list[MicroBatch]) -> Tensor:
         """One pass: the gradient of all micro-batches, in `.grad`. Returns the sum of their scaled losses."""
         self._lookbehind.zero_grad()
-        loss = torch.zeros((), device=self.args.device)
+        losses = []
         accumulation_steps = self.current_gradient_accumulation_steps
         for i, batch in enumerate(window):
             self.current_gradient_accumulation_steps = batch.steps
             with self._synchronisation(model, is_last=i == len(window) - 1):
                 # a shallow copy, because compute_loss may pop labels
-                loss = loss + super().training_step(model, copy.copy(batch.inputs), batch.num_items)
+                losses.append(super().training_step(model, copy.copy(batch.inputs), batch.num_items))
         self.current_gradient_accumulation_steps = accumulation_steps
-        return loss
+        return sum(losses[1:], losses[0])
 
     @contextlib.contextmanager
     def _synchronisation(self, model: nn.Module, is_last: bool) -> Iterator[None]:

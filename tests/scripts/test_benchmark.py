@@ -1,5 +1,6 @@
 """The benchmark, on tiny models: what it compares is one algorithm, what it counts is right, and the guard bites."""
 
+import importlib
 import json
 
 import pytest
@@ -16,8 +17,15 @@ from hf_lookbehind.scripts.benchmark_counts import (
     published_step,
     reductions,
 )
-from hf_lookbehind.scripts.benchmark_methods import CORE, PublishedProcedure, variants
-from hf_lookbehind.scripts.benchmark_timing import median_and_spread
+from hf_lookbehind.scripts.benchmark_methods import (
+    CORE,
+    PLAIN_TRAINER,
+    TRAINER,
+    PublishedProcedure,
+    Variant,
+    variants,
+)
+from hf_lookbehind.scripts.benchmark_timing import Sample, median_and_spread, timing_records
 from tests.models import MODELS, OPTIMIZERS, closure_of, groups, max_difference
 
 
@@ -92,6 +100,45 @@ def test_tensor_operations_do_not_grow_with_the_number_of_tensors(settings):
 def test_reductions_are_one_per_gradient_and_one_less_where_each_climbs_its_own():
     found = reductions([{"k": 3}, {"k": 3, "sync_ascent": False}])
     assert [record["gradients"] for record in found] == [4, 3]
+
+
+@pytest.mark.parametrize("k", [0, 1, 3])
+def test_parts_of_a_trainers_iteration_are_its_forwards_backwards_and_optimizer_steps(tmp_path, monkeypatch, k):
+    workload, clock = Workload(tiny_bert, str(tmp_path)), [0]
+    monkeypatch.setattr(workload, "now", lambda: clock[0])
+
+    def taking(ticks: int, function):
+        def run(*args, **kwargs):
+            clock[0] += ticks
+            return function(*args, **kwargs)
+
+        return run
+
+    monkeypatch.setattr(workload.model, "forward", taking(1, workload.model.forward))
+    monkeypatch.setattr(torch.Tensor, "backward", taking(100, torch.Tensor.backward))
+    functional = importlib.import_module("torch.optim.adam")  # what AdamW's step computes
+    monkeypatch.setattr(functional, "adam", taking(10_000, functional.adam))
+    # neither is a part: the Trainer's own work in each pass, the core's around the last step
+    monkeypatch.setattr(workload.model, "train", taking(1_000_000, workload.model.train))
+    monkeypatch.setattr(Lookbehind, "enter_fast_weights", taking(100_000_000, Lookbehind.enter_fast_weights))
+    monkeypatch.setattr(Lookbehind, "finish", taking(100_000_000, Lookbehind.finish))
+
+    seconds, inside = Variant(TRAINER if k else PLAIN_TRAINER, {"k": k}).prepare(workload)()
+    assert inside == 101 * (k + 1) + 10_000 * max(k, 1)
+    hooks = k + 1 if k else 0  # before each step, where most have nothing to do, and after the last
+    assert seconds == inside + 1_000_000 * (k + 1) + 100_000_000 * hooks
+
+
+def test_a_trainer_is_compared_by_what_it_spends_around_its_parts():
+    core, own, both = Variant(CORE, {"k": 1}), Variant(PLAIN_TRAINER, {"k": 0}), Variant(TRAINER, {"k": 1})
+    samples = {
+        core: [Sample(2.2, 1.0, 2.0, 2.0)],  # a tenth beyond its parts
+        own: [Sample(1.3, 1.0, 1.0, 1.0)],
+        both: [Sample(5.0, 2.0, 4.0, 4.0)],  # while the machine was half as fast
+    }
+    record = next(r for r in timing_records("tiny", samples) if r["method"] == TRAINER)
+    assert record["trainer"] == pytest.approx(5.0 / (4.4 + 0.3))
+    assert record["parts"] == pytest.approx(1.25)
 
 
 def test_median_and_spread():
