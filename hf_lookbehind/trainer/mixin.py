@@ -20,6 +20,7 @@ from ..config import InputError, LookbehindConfig, load_calibration
 from ..optim.base_optimizer import unwrap_accelerate
 from ..optim.calibration import RhoCalibration
 from ..optim.lookbehind import Lookbehind
+from ..optim.perturbation import accumulation_dtype
 from ..optim.stats import LookbehindStats
 from .callbacks import DeferredJITCheckpointCallback
 from .card import card_with_method, push
@@ -165,7 +166,8 @@ class LookbehindMixin(_Trainer):
                 # a shallow copy, because compute_loss may pop labels
                 losses.append(super().training_step(model, copy.copy(batch.inputs), batch.num_items))
         self.current_gradient_accumulation_steps = accumulation_steps
-        return sum(losses[1:], losses[0])
+        # summed as the Trainer sums what it logs: the losses of a model in bfloat16 may be bfloat16
+        return sum(losses[1:], losses[0].to(accumulation_dtype(losses[0].dtype)))
 
     @contextlib.contextmanager
     def _synchronisation(self, model: nn.Module, is_last: bool) -> Iterator[None]:

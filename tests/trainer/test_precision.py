@@ -54,6 +54,22 @@ def test_weights_stored_in_bf16_follow_the_plain_trainer_without_a_warning(tmp_p
     assert max_difference(ours.model, plain.model) == 0.0
 
 
+def test_losses_in_bf16_are_summed_over_a_window_as_the_plain_trainer_sums_them(tmp_path):
+    def losses(config=None):
+        def loss_in_bf16(outputs, labels, num_items_in_batch=None):
+            loss = torch.nn.functional.cross_entropy(outputs.logits, labels) / 4
+            assert loss.dtype == torch.bfloat16
+            return loss
+
+        options = dict(gradient_accumulation_steps=4, max_steps=3)
+        own = dict(compute_loss_func=loss_in_bf16)
+        trainer = train(tmp_path, config, model=make_model(torch.bfloat16), trainer_kwargs=own, **options)
+        return [logs["loss"] for logs in trainer.state.log_history if "loss" in logs]
+
+    plain = losses()
+    assert len(plain) == 3 and losses(NO_PERTURBATION) == plain
+
+
 # ---- fp16 ----
 
 
