@@ -119,12 +119,12 @@ def _gradient(closure: Callable[[], Tensor]) -> Tensor:
 Visit = Callable[[], tuple[float, float]]
 
 
-def _timed(workload: Workload, iterate: Callable[[], Any]) -> Visit:
+def _timed(workload: Workload, iterate: Callable[[], Any], iterations: int = 1) -> Visit:
     def visit() -> tuple[float, float]:
         workload.inside = 0.0
         start = workload.now()
         iterate()
-        return workload.now() - start, workload.inside
+        return (workload.now() - start) / iterations, workload.inside / iterations
 
     return visit
 
@@ -149,13 +149,7 @@ def _core(workload: Workload, config: LookbehindConfig, is_spared: bool) -> Visi
         for i in range(n):
             lookbehind.step(workload.closure, workload.descend, ascent_closure=ascent_closure, full=i == 0)
 
-    visit = _timed(workload, iterate)
-
-    def mean() -> tuple[float, float]:
-        seconds, inside = visit()
-        return seconds / n, inside / n
-
-    return mean
+    return _timed(workload, iterate, n)
 
 
 def published(workload: Workload, config: LookbehindConfig) -> Visit:
@@ -177,10 +171,10 @@ def pytorch_optimizer_sam(workload: Workload, config: LookbehindConfig) -> Visit
 
 
 class _Clock(TrainerCallback):
-    """Notes when each step of a training ended, and how much of the time so far the optimizer and others have taken.
+    """Notes when each step of a training ended, and what had been spent inside its parts by then.
 
-    The optimizer is timed between the last of its hooks before and the first of those after a step: those of a
-    `LookbehindTrainer` do not count.
+    It times one of these, the optimizer, from the last hook before a step to the first after it: what a
+    `LookbehindTrainer` does in hooks does not count.
     """
 
     def __init__(self, workload: Workload, optimizer: torch.optim.Optimizer):

@@ -100,8 +100,8 @@ def share_kept(
         raise ValueError(f"level={level} is not allowed: a number in (0, 1)")
     kept = np.array([v - b for v, b in zip(values, baseline, strict=True)])
     gain = np.array([v - b for v, b in zip(best, baseline, strict=True)])
-    if kept.shape != gain.shape or not len(gain):
-        raise ValueError("as many values as of the others are needed, and at least one")
+    if not len(gain):
+        raise ValueError("there is no value")
     drawn = np.random.default_rng(0).integers(0, len(gain), (resamples, len(gain)))
     gains, tail = gain[drawn].mean(axis=1), (1 - level) / 2
     if np.mean(gains <= 0) >= tail:
