@@ -34,7 +34,8 @@ def live_tensors():
         for part in itertools.chain(plain_tensors(tensor), plain_tensors(gradient)):
             if part.layout == torch.strided and not part.is_meta:
                 storage = part.untyped_storage()
-                storages[storage.data_ptr()] = (part.dtype, storage.nbytes())
+                # to ask for `data_ptr` would copy what is shared until it is written
+                storages[torch._C._data_address(part)] = (part.dtype, storage.nbytes())
     random_state = (torch.uint8, torch.get_rng_state().nbytes)
     return Counter(storage for storage in storages.values() if storage[1] > 8 and storage != random_state)
 

@@ -167,8 +167,10 @@ class AGEM(_WithMemory):
         for p in parameters:
             p.grad = None
         try:
-            with SameFunction(trainer.model, {p.device for p in parameters}, passes=2) as same_function:
-                same_function(closure, on_part=True)
+            devices = {p.device for p in parameters}
+            with SameFunction(trainer.model, devices, passes=2, others=[trainer]) as same_function:
+                with trainer._logging_off():
+                    same_function(closure, on_part=True)
             return [p.grad for p in parameters]
         finally:
             for p, gradient in zip(parameters, own, strict=True):

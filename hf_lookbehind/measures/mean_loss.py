@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..config import InputError
+from ..optim.copies import fresh
 from ..optim.perturbation import accumulation_dtype
 from ..optim.same_function import SameFunction
 from ..optim.shards import average_gradients, drop_whole_copies, is_sharded, mean_over_processes
@@ -140,7 +141,8 @@ class MeanLoss:
         return count, examples
 
     def _loss(self, batch: Any, gradients: bool) -> Tensor:
-        loss = self._loss_fn(self._model, batch)
+        # a forward may write into its batch, which is read again at other weights
+        loss = self._loss_fn(self._model, fresh(batch))
         if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
             said = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
             raise InputError(f"the loss of a batch is {said}: one number in a tensor is wanted, the mean loss")

@@ -3,7 +3,7 @@
 import functools
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -66,6 +66,9 @@ class Lookbehind:
         optimizer: any `torch.optim.Optimizer` whose `step` takes no closure. Its parameters that require grad are
             perturbed (`config.target_parameters` narrows that) and descend; nothing else is touched.
         config: the settings.
+        counting: objects beside the model's modules, such as a trainer, that may declare `lookbehind_counters`: the
+            names of attributes that every pass shall meet as pass 0 did, and that are left as pass 0 left them. A
+            module declares its own in its class: counters, queues, annealing schedules that are no buffers.
 
     Raises:
         InputError: `target_parameters` matches no trainable parameter, or the optimizer cannot serve.
@@ -87,13 +90,16 @@ class Lookbehind:
     arXiv 2307.16704, Algorithm 1.
     """
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer, config: LookbehindConfig):
+    def __init__(
+        self, model: nn.Module, optimizer: Optimizer, config: LookbehindConfig, *, counting: Sequence[Any] = ()
+    ):
         if not isinstance(config, LookbehindConfig):
             raise InputError(f"config={config!r} is not allowed: a LookbehindConfig")
         check_optimizer(optimizer, config)
         self.model = model
         self.optimizer = optimizer
         self.config = config
+        self.counting = counting
         self.stats = NO_STATS
         self._settings = config.resolved()
         self._plain_step = replace(config, k=0).resolved()
@@ -122,7 +128,8 @@ class Lookbehind:
 
         Args:
             closure: zeroes the gradients, runs forward and backward on one window of data, returns the loss (the
-                convention of `torch.optim.LBFGS`). It is called k+1 times.
+                convention of `torch.optim.LBFGS`). It is called k+1 times, and each time it has to meet the same data:
+                a forward that writes into its batch gets a copy of it from you.
             descend: does the step of the base optimizer, and may clip or unscale before it and update a scaler after;
                 `optimizer.step` by default. It is called k times (once at k=0 and with `descent="last"`).
             ascent_closure: takes the place of `closure` in pass 0, whose gradient g_0 serves the first ascent alone;
@@ -147,7 +154,7 @@ class Lookbehind:
                 with without_step(self.optimizer):
                     descend()
             else:
-                if not self._has_fast_weights():
+                if not self.has_fast_weights:
                     self._return_to_slow_weights()
                 self.enter_fast_weights()
                 descend()
@@ -185,7 +192,7 @@ class Lookbehind:
         k, every = self._plan.k, self._plan.descent == "every"
         first, on_part = self._first_closure(ascent_closure), k > 0 and self._plan.ascent_fraction < 1
         self._start()
-        with SameFunction(self.model, self._devices, passes=k + 1) as same_function:
+        with SameFunction(self.model, self._devices, passes=k + 1, others=self.counting) as same_function:
             loss = self._gradient(0, same_function, first or closure, on_part)  # g_0 = grad L(phi)
             for i in range(1, k + 1):
                 if not self._goes_on:
@@ -220,10 +227,11 @@ class Lookbehind:
 
     def enter_fast_weights(self) -> None:
         """Put phi_{k-1} into the model, for the last descent. Does nothing where none is due."""
-        if self._is_pending and self._has_fast_weights():
+        if self._is_pending and self.has_fast_weights:
             self._buffers.load("fast")
 
-    def _has_fast_weights(self) -> bool:
+    @property
+    def has_fast_weights(self) -> bool:
         """Whether the last descent starts from other weights than the slow ones."""
         return self._plan.k > 1 and self._plan.descent == "every"
 
@@ -318,7 +326,9 @@ class Lookbehind:
         loss, norm, ascent_norm = torch.stack([loss, norm, ascent_norm]).tolist()  # a pass synchronises here only
         self._losses.append(loss)
         self._norms.append(ascent_norm)
-        self._is_finite = self._is_finite and math.isfinite(norm) and math.isfinite(ascent_norm)
+        # at k=0 this is the base optimizer, which asks nothing
+        is_finite = self._settings.k == 0 or (math.isfinite(norm) and math.isfinite(ascent_norm))
+        self._is_finite = self._is_finite and is_finite
         self._goes_on = self._is_finite or not self._settings.sync_ascent
 
     def _gradient_norms(self, used: list[Tensor], gradients: list[Tensor]) -> tuple[Tensor, Tensor]:

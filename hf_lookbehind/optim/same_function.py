@@ -1,7 +1,7 @@
 """One function for all passes of an iteration: the same random draws and the same module buffers in each."""
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..config import InputError
+from .copies import bytes_of, same_bytes
+from .counters import Counter, counters, restore
 
 # A buffer of integers or of single bytes that has more elements than this holds quantised weights, masks, indices.
 CONSTANT_NUMEL = 1 << 16
@@ -20,19 +22,21 @@ class SameFunction:
 
     Dropout masks, NEFTune noise and whatever else draws from Python's, numpy's or torch's global generators are drawn
     alike in each pass. Buffers that a forward writes (BatchNorm's running statistics, spectral norm's vectors) start
-    each pass with the values that they had before the first. On exit, generators are as one pass, the last, left them,
-    and buffers as the first did; after an error both are as on entry.
+    each pass with the values that they had before the first; so do the attributes that a class declares in
+    `lookbehind_counters`. On exit, generators are as one pass, the last, left them, and buffers and declared
+    attributes as the first did; after an error all are as on entry.
 
     Args:
-        model: the module whose buffers are looked after.
+        model: the module whose buffers, and whose modules' declared attributes, are looked after.
         devices: the devices in use; their generators are replayed beside the CPU's.
         passes: how often the closure will run; a single pass needs no copies.
+        others: objects beside the modules that may declare attributes, such as a trainer.
 
     Buffers that a forward registers for the first time are not known before the first pass, and are not replayed.
     Large buffers of integers or bytes are taken for constants (the weights of a quantised base): no copy is made.
 
     Raises:
-        InputError: the forward wrote such a constant.
+        InputError: the forward wrote such a constant, or a declared attribute cannot be copied.
 
     Example:
         with SameFunction(model, devices, passes=2) as same_function:
@@ -41,16 +45,18 @@ class SameFunction:
             perturbed_loss = same_function(closure)
     """
 
-    def __init__(self, model: nn.Module, devices: Iterable[torch.device], passes: int):
-        self._model = model
+    def __init__(self, model: nn.Module, devices: Iterable[torch.device], passes: int, others: Sequence[Any] = ()):
+        self._model, self._others = model, others
         self._is_repeated = passes > 1
         self._devices = {device for device in devices if device.type not in ("cpu", "meta")}
         self._after: list[_Buffer] | None = None  # the written buffers, as the first pass left them
+        self._counters_after: list[Counter] = []
 
     def __enter__(self) -> "SameFunction":
         if self._is_repeated:
-            copies, self._constants = _buffers(self._model)
-            self._before = _State(self.random_state(), copies)
+            modules = list(self._model.modules())
+            copies, self._constants = _buffers(modules)
+            self._before = _State(self.random_state(), copies, counters((*modules, *self._others)))
         return self
 
     @torch.enable_grad()
@@ -74,6 +80,7 @@ class SameFunction:
         written = _written(self._before.buffers)
         self._before = self._before._replace(buffers=written)
         self._after = [_copy(buffer.module, buffer.name) for buffer in written]
+        self._counters_after = [c.now() for c in self._before.counters]
         return result
 
     def __exit__(
@@ -85,6 +92,7 @@ class SameFunction:
             self._restore(self._before)
         else:
             _restore_buffers(self._after)
+            restore(self._counters_after, as_copies=False)
 
     def leaves_the_same(self, random_state: tuple[Any, ...]) -> bool:
         """Whether generators are now in this state, and buffers as the first pass left them."""
@@ -104,6 +112,7 @@ class SameFunction:
         for device, device_state in devices.items():
             torch.get_device_module(device).set_rng_state(device_state, *_index(device))
         _restore_buffers(state.buffers)
+        restore(state.counters, as_copies=True)
 
 
 class _Buffer(NamedTuple):
@@ -117,7 +126,7 @@ class _Buffer(NamedTuple):
     def differs(self) -> Tensor:
         """Whether any byte of the tensor is another than in the copy (nan is nan then)."""
         assert self.tensor is not None and self.values is not None
-        return (_bytes(self.tensor) != _bytes(self.values)).any()
+        return (bytes_of(self.tensor) != bytes_of(self.values)).any()
 
     def is_unchanged(self) -> bool:
         """Whether the module's buffer has the values of the copy."""
@@ -150,6 +159,7 @@ class _Constant(NamedTuple):
 class _State(NamedTuple):
     random: tuple[Any, ...]
     buffers: list[_Buffer]
+    counters: list[Counter]
 
 
 def _restore_buffers(buffers: Iterable[_Buffer]) -> None:
@@ -167,10 +177,10 @@ def _copy(module: nn.Module, name: str) -> _Buffer:
     return _Buffer(module, name, tensor, None if tensor is None else tensor.clone())
 
 
-def _buffers(model: nn.Module) -> tuple[list[_Buffer], list[_Constant]]:
+def _buffers(modules: Iterable[nn.Module]) -> tuple[list[_Buffer], list[_Constant]]:
     """The buffers that a forward could write, with copies of their values; and those taken for constants."""
     copies, constants = [], []
-    for module in model.modules():
+    for module in modules:
         for name, tensor in module._buffers.items():
             if tensor is None or (_can_be_written(tensor) and not _is_constant(tensor)):
                 copies.append(_copy(module, name))
@@ -212,14 +222,3 @@ def _are_equal(a: Any, b: Any) -> bool:
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(_are_equal(a[key], b[key]) for key in a)
     return torch.equal(a, b) if isinstance(a, Tensor) else bool(np.all(a == b))
-
-
-def same_bytes(a: Tensor | None, b: Tensor | None) -> bool:
-    """Whether two tensors, or Nones, are the same to the bit (nan is nan then)."""
-    if a is None or b is None:
-        return a is b
-    return a.shape == b.shape and a.dtype == b.dtype and torch.equal(_bytes(a), _bytes(b))
-
-
-def _bytes(tensor: Tensor) -> Tensor:
-    return tensor.reshape(-1).contiguous().view(torch.uint8)

@@ -4,11 +4,9 @@
 # pyright: reportOptionalMemberAccess=false, reportArgumentType=false, reportIncompatibleMethodOverride=false, reportAttributeAccessIssue=false
 
 import contextlib
-import copy
 import functools
 import itertools
 import os
-import statistics
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +17,14 @@ from transformers import Trainer, TrainingArguments
 from ..config import InputError, LookbehindConfig, load_calibration
 from ..optim.base_optimizer import unwrap_accelerate
 from ..optim.calibration import RhoCalibration
+from ..optim.copies import Given
 from ..optim.lookbehind import Lookbehind
 from ..optim.perturbation import accumulation_dtype
-from ..optim.stats import LookbehindStats
 from .callbacks import DeferredJITCheckpointCallback
 from .card import card_with_method, push
 from .checkpoints import last_complete_checkpoint, load_renamed_weights, warn_if_config_differs
+from .gradients import GradientWatch
+from .logs import IterationLog
 from .pushes import init_repository, push_checkpoint, token_left_out
 from .search import choose_trial_settings
 from .sparing import Sparing, WholePassNeededError
@@ -34,8 +34,6 @@ from .window import MicroBatch, draw_part
 
 # For type checkers the mixin is a Trainer; at run time whichever Trainer it is mixed into comes after it.
 _Trainer = Trainer if TYPE_CHECKING else object
-
-MAX_SKIPPED_IN_A_ROW = 10
 
 
 class LookbehindMixin(_Trainer):
@@ -50,16 +48,19 @@ class LookbehindMixin(_Trainer):
     Logged beside `loss` (which is that of pass 0), as means since the last log: `ascent_loss`, that at the last ascent
     point; `sharpness`, the difference of the two; `ascent_norm`, the gradient norm that the ascent steps divide by;
     `alpha`; and, once there are any, `skipped_iterations`, the number of iterations of this `train()` that met a
-    gradient that is not finite. They leave the weights as they were.
+    gradient that is not finite. They leave the weights as they were, and their losses count nowhere; ten in a row
+    raise `FloatingPointError`. (At k=0 nothing is skipped: the plain Trainer goes on.)
 
     Args:
         lookbehind_config: the settings. `LookbehindConfig(k=0)` is the plain Trainer through the same code.
         transform_gradient: called as `transform_gradient(i)` before each descent, when `.grad` holds g_i and is not
             clipped yet (under fp16, scaled); it may change `.grad` (A-GEM projects it). i is k for the last descent.
+            What a callback changes in `on_pre_optimizer_step` would reach that one alone, and is refused for k > 1.
         *args, **kwargs: those of the Trainer.
 
     Raises:
-        InputError: a `ValueError`: no config, or a setup that is not supported (see `trainer/support.py`).
+        InputError: a `ValueError`: no config, or a setup that is not supported (see `trainer/support.py`); in the
+            first iteration, what is not supported of the gradients or the batch.
 
     Example:
         trainer = LookbehindTrainer(
@@ -68,7 +69,8 @@ class LookbehindMixin(_Trainer):
         trainer.train()
     """
 
-    # In these, subclasses (of TRL, sentence-transformers) count inside `compute_loss`: passes 1..k leave no trace.
+    # In these, subclasses (of TRL, sentence-transformers) count inside `compute_loss`: each pass meets them as pass 0
+    # did, and passes 1..k leave no trace. A model declares its own in the same way.
     lookbehind_counters = ("_metrics", "_stored_metrics", "_total_train_tokens", "accum_loss_components")
 
     def __init__(
@@ -90,6 +92,8 @@ class LookbehindMixin(_Trainer):
         self._calibration: RhoCalibration | None = None
         self._window: list[MicroBatch] = []
         self._hooks: list[Any] = []
+        self._lookbehind_log: IterationLog | None = None
+        self._lookbehind_watch: GradientWatch | None = None
         super().__init__(*args, **kwargs)
         refuse_unsupported(self, LookbehindMixin, lookbehind_config)
         DeferredJITCheckpointCallback.defer(self.callback_handler.callbacks)
@@ -99,7 +103,8 @@ class LookbehindMixin(_Trainer):
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """Collect the window; run the iteration on its last micro-batch, up to the Trainer's own clip and step.
 
-        Returns the loss of the whole window at the slow weights there, and zero for the micro-batches before.
+        Returns the micro-batch's own loss at the slow weights there, and zero for the micro-batches before: what the
+        Trainer adds up is complete then.
         """
         if self._lookbehind is None:
             raise RuntimeError("training_step runs inside train(), which prepares the optimizer")
@@ -114,22 +119,38 @@ class LookbehindMixin(_Trainer):
                 "call that of torch.optim.Optimizer"
             )
         window, self._window = self._window, []
-        counters: dict[str, Any] | None = None
+        is_full = self.state.global_step % self.lookbehind_config.ascent_every == 0
+        losses = self._iterate(model, window, is_full)
+        stats = self._lookbehind.stats
+        if self.transform_gradient is not None and not stats.skipped:
+            self.transform_gradient(self.lookbehind_config.k if is_full else 0)
+        if stats.skipped and self.accelerator.scaler is None:
+            # The Trainer's coming step becomes a no-op for any optimizer; its scheduler advances, as in plain HF.
+            self.accelerator.gradient_state._set_sync_gradients(False)
+        self._lookbehind_log.collect(stats)
+        if self._lookbehind.has_fast_weights and self._lookbehind.is_pending:
+            self._lookbehind_watch.note(self._gradients())
+        return self._lookbehind_log.add_losses(losses)
+
+    def _iterate(self, model: nn.Module, window: list[MicroBatch], is_full: bool) -> list[Tensor]:
+        """Passes 0..k and the first k-1 descents. Returns the losses of the micro-batches at the slow weights."""
+        losses: list[Tensor] = []
+        is_repeated = is_full and self.lookbehind_config.k > 0
+        # `compute_loss` may pop labels, normalise in place, count items down
+        window_as_given = Given(window).anew if is_repeated else lambda: window
+        pass_indices = itertools.count(1)
 
         def closure() -> Tensor:
-            nonlocal counters
-            loss = self._window_gradient(model, window)
-            if counters is None:
-                counters = self._copy_counters()
-            return loss
+            # what `compute_loss` logs is a row of the first pass on the whole window
+            with self._logging_off() if losses else contextlib.nullcontext():
+                found = self._window_gradient(model, window_as_given())
+            losses.extend(found if not losses else ())
+            return _sum(found)
 
         def part_closure() -> Tensor:
-            before = self._copy_counters()
-            loss = self._window_gradient(model, self._draw_part(window))
-            vars(self).update(before)
-            return loss
+            with self._logging_off():
+                return _sum(self._window_gradient(model, self._draw_part(window_as_given())))
 
-        is_full, pass_indices = self.state.global_step % self.lookbehind_config.ascent_every == 0, itertools.count(1)
         first_closure = part_closure if self.lookbehind_config.ascent_fraction < 1 else closure
         begin = functools.partial(
             self._lookbehind.begin,
@@ -139,14 +160,20 @@ class LookbehindMixin(_Trainer):
             full=is_full,
         )
         try:
-            loss = begin()
+            begin()
         except WholePassNeededError:  # nothing has been done so far, and nothing will be spared from now on
-            loss = begin()
-        if self.transform_gradient is not None and not self._lookbehind.stats.skipped:
-            self.transform_gradient(self.lookbehind_config.k if is_full else 0)
-        vars(self).update(counters or {})
-        self._record(self._lookbehind.stats)
-        return loss
+            begin()
+        return losses
+
+    @contextlib.contextmanager
+    def _logging_off(self) -> Iterator[None]:
+        """In the block, which runs `compute_loss` once more than the plain Trainer, `log` writes nothing."""
+        log = self._lookbehind_log
+        before, log.is_repeating = log.is_repeating, True
+        try:
+            yield
+        finally:
+            log.is_repeating = before
 
     def _draw_part(self, window: list[MicroBatch]) -> list[MicroBatch]:
         """What gives the first ascent gradient with `ascent_fraction` below 1; in each process from its own share."""
@@ -155,19 +182,17 @@ class LookbehindMixin(_Trainer):
         num_items = self._get_num_items_in_batch(part, self.args.device)
         return [MicroBatch(inputs, num_items, len(part)) for inputs in part]
 
-    def _window_gradient(self, model: nn.Module, window: list[MicroBatch]) -> Tensor:
-        """One pass: the gradient of all micro-batches, in `.grad`. Returns the sum of their scaled losses."""
+    def _window_gradient(self, model: nn.Module, window: list[MicroBatch]) -> list[Tensor]:
+        """One pass: the gradient of all micro-batches, in `.grad`. Returns their losses, scaled as the Trainer's."""
         self._lookbehind.zero_grad()
         losses = []
         accumulation_steps = self.current_gradient_accumulation_steps
         for i, batch in enumerate(window):
             self.current_gradient_accumulation_steps = batch.steps
             with self._synchronisation(model, is_last=i == len(window) - 1):
-                # a shallow copy, because compute_loss may pop labels
-                losses.append(super().training_step(model, copy.copy(batch.inputs), batch.num_items))
+                losses.append(super().training_step(model, batch.inputs, batch.num_items))
         self.current_gradient_accumulation_steps = accumulation_steps
-        # summed as the Trainer sums what it logs: the losses of a model in bfloat16 may be bfloat16
-        return sum(losses[1:], losses[0].to(accumulation_dtype(losses[0].dtype)))
+        return losses
 
     @contextlib.contextmanager
     def _synchronisation(self, model: nn.Module, is_last: bool) -> Iterator[None]:
@@ -190,8 +215,27 @@ class LookbehindMixin(_Trainer):
         finally:
             state._set_sync_gradients(True)
 
-    def _copy_counters(self) -> dict[str, Any]:
-        return {name: copy.deepcopy(vars(self)[name]) for name in self.lookbehind_counters if name in vars(self)}
+    def _gradients(self) -> list[Tensor]:
+        parameters = (p for group in self.optimizer.param_groups for p in group["params"])
+        return [p.grad for p in parameters if p.grad is not None]
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        with self._last_descent_watched():
+            return super()._clip_grad_norm(model)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        with self._last_descent_watched():
+            return super()._get_grad_norm(model, grad_norm)
+
+    @contextlib.contextmanager
+    def _last_descent_watched(self) -> Iterator[None]:
+        """What changes the gradients in the block is done before every descent; nothing else may change them."""
+        is_watched = self._lookbehind_watch is not None and self._lookbehind_watch.is_on
+        if is_watched:
+            self._lookbehind_watch.check(self._gradients())
+        yield
+        if is_watched:
+            self._lookbehind_watch.note(self._gradients())
 
     def _inner_descent(self, model: nn.Module, pass_index: int) -> None:
         """Descents 1..k-1, as `Trainer._run_epoch` does the last."""
@@ -201,45 +245,11 @@ class LookbehindMixin(_Trainer):
             self._clip_grad_norm(model)
         self.optimizer.step()
 
-    def _record(self, stats: LookbehindStats) -> None:
-        if not stats.skipped:
-            self._skipped_in_a_row = 0
-            if self._is_logged(stats):
-                self._collect(stats)
-            return
-        self._skipped_iterations += 1
-        scaler = self.accelerator.scaler
-        if scaler is None:
-            # The Trainer's coming step becomes a no-op for any optimizer; its scheduler advances, as in plain HF.
-            self.accelerator.gradient_state._set_sync_gradients(False)
-        if scaler is None or scaler.get_scale() <= 1:  # above, the scaler is still searching its scale
-            self._skipped_in_a_row += 1
-        if self._skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
-            raise FloatingPointError(
-                f"step {self.state.global_step}: {MAX_SKIPPED_IN_A_ROW} iterations in a row met a gradient that is "
-                "not finite. Lower the learning rate or rho, or look at the data; the weights are those before them"
-            )
-
-    def _collect(self, stats: LookbehindStats) -> None:
-        """For the next log, means over the processes; reduced here, because one rank may call log() alone."""
-        values = {} if stats.on_part else {"sharpness": stats.sharpness}
-        if stats.ascent_losses:
-            scale = self._lookbehind.gradient_scale()
-            norm = statistics.fmean(stats.grad_norms) / scale
-            values |= {"ascent_loss": stats.ascent_losses[-1], "ascent_norm": norm}
-        means = self.accelerator.reduce(torch.tensor([*values.values()], device=self.args.device), "mean")
-        for name, mean in zip(values, means.tolist(), strict=True):
-            self._since_log.setdefault(name, []).append(mean)
-
-    def _is_logged(self, stats: LookbehindStats) -> bool:
-        """Whether it is of a full iteration: between those of `ascent_every` are plain steps."""
-        return bool(stats.ascent_losses) or self.lookbehind_config.k == 0
-
     # ---- around the training loop ----
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
-        self._lookbehind = Lookbehind(trained_module(self), self.optimizer, self.lookbehind_config)
+        self._lookbehind = Lookbehind(trained_module(self), self.optimizer, self.lookbehind_config, counting=[self])
         self._sparing = Sparing(self, self._lookbehind)
         if self.accelerator.scaler is not None:
             self._lookbehind.gradient_scale = self.accelerator.scaler.get_scale
@@ -248,8 +258,9 @@ class LookbehindMixin(_Trainer):
         # one by one: an interrupt between the two must not leave one behind
         self._hooks.append(optimizer.register_step_pre_hook(lambda *_: self._lookbehind.enter_fast_weights()))
         self._hooks.append(optimizer.register_step_post_hook(lambda *_: self._finish()))
-        self._since_log: dict[str, list[float]] = {}
-        self._skipped_iterations = self._skipped_in_a_row = 0
+        self._lookbehind_log = IterationLog(self, self._lookbehind)
+        self._lookbehind_watch = GradientWatch(self, LookbehindMixin)
+        self.add_callback(self._lookbehind_watch)
         return prepared
 
     def _prepare_calibration(self, checkpoint: str | None) -> None:
@@ -262,8 +273,7 @@ class LookbehindMixin(_Trainer):
     def _finish(self) -> None:
         if self._lookbehind.is_pending:
             self._lookbehind.finish()
-            if self._is_logged(self._lookbehind.stats):
-                self._since_log.setdefault("alpha", []).append(self._lookbehind.stats.alpha)
+            self._lookbehind_log.collect_alpha(self._lookbehind.stats)
 
     def _inner_training_loop(
         self,
@@ -286,7 +296,9 @@ class LookbehindMixin(_Trainer):
             finally:
                 for hook in self._hooks:
                     hook.remove()
+                self.remove_callback(GradientWatch)
                 self._window, self._hooks, self._lookbehind, self._sparing = [], [], None, None
+                self._lookbehind_watch = None
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         steps = self.state.global_step
@@ -334,14 +346,24 @@ class LookbehindMixin(_Trainer):
 
     # ---- what is logged and saved ----
 
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        with self._lookbehind_log.own_row():
+            super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        self._lookbehind_log.finalize()
+        return super()._finalize_training(*args, **kwargs)
+
+    @property
+    def skipped_iterations(self) -> int:
+        """How many iterations of the last `train()` met a gradient that is not finite, and moved nothing."""
+        return 0 if self._lookbehind_log is None else self._lookbehind_log.skipped
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        if "loss" in logs and self._lookbehind is not None:
-            logs |= {name: statistics.fmean(values) for name, values in self._since_log.items()}
-            if self._calibration is not None:
-                logs["rho"] = self._calibration.rho
-            if self._skipped_iterations:
-                logs["skipped_iterations"] = self._skipped_iterations
-            self._since_log = {}
+        if self._lookbehind is not None:
+            if self._lookbehind_log.is_repeating:
+                return
+            self._lookbehind_log.complete(logs)
         super().log(logs, *args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -382,3 +404,8 @@ class LookbehindMixin(_Trainer):
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         push_checkpoint(self, checkpoint_folder)
+
+
+def _sum(losses: list[Tensor]) -> Tensor:
+    """In float32 or better: those of a model in bfloat16 may be bfloat16."""
+    return sum(losses[1:], losses[0].to(accumulation_dtype(losses[0].dtype)))

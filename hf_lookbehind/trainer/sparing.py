@@ -11,9 +11,10 @@ from torch import Tensor
 from transformers import Trainer
 from transformers.utils import logging
 
+from ..optim.copies import same_bytes
 from ..optim.lookbehind import Lookbehind
 from ..optim.perturbation import tensor_norms
-from ..optim.same_function import SameFunction, same_bytes
+from ..optim.same_function import SameFunction
 
 logger = logging.get_logger(__name__)
 
@@ -73,7 +74,9 @@ class Sparing:
     def _prove(self, closure: Callable[[], Tensor]) -> Tensor:
         """Pass 0 whole, and spared. Leaves the gradients of the first, as far as a spared pass has them."""
         model, targets = self._lookbehind.model, self._lookbehind.targets
-        with SameFunction(model, {p.device for p in model.parameters()}, passes=3) as same_function:
+        with SameFunction(
+            model, {p.device for p in model.parameters()}, 3, self._lookbehind.counting
+        ) as same_function:
             loss = same_function(closure)
             random_state = same_function.random_state()
             reached = [p for p in targets if p.grad is not None]

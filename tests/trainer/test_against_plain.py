@@ -24,8 +24,10 @@ def test_no_perturbation_is_the_plain_trainer(tmp_path, config, accumulation, ma
     assert max_difference(ours.model, make_model()) > 0.01
     for mine, theirs in zip(ours.state.log_history[:-1], plain.state.log_history[:-1], strict=True):
         assert mine.items() - {("sharpness", 0.0), ("alpha", 1.0)} >= {("step", theirs["step"])}
-        for key in ("loss", "grad_norm", "learning_rate", "epoch"):
+        assert mine["loss"] == theirs["loss"]
+        for key in ("grad_norm", "learning_rate", "epoch"):
             assert mine[key] == pytest.approx(theirs[key], rel=1e-6)
+    assert ours.state.log_history[-1]["train_loss"] == plain.state.log_history[-1]["train_loss"]
 
 
 def smooth(outputs, labels, num_items_in_batch=None):

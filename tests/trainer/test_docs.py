@@ -75,4 +75,4 @@ def test_example_runs(code, hub, capsys):
 
 
 def test_every_trainer_has_its_example():
-    assert len(EXAMPLES) == len(set(map(name_of, EXAMPLES))) == 8
+    assert len(EXAMPLES) == len(set(map(name_of, EXAMPLES))) == 9

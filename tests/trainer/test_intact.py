@@ -116,7 +116,8 @@ def test_a_non_finite_gradient_does_not_advance_any_optimizer(tmp_path):
     model = make_model()
     poison(model, [], {0})
     lookahead = pytorch_optimizer.Lookahead(torch.optim.SGD(model.parameters(), lr=0.1), k=5)
-    trainer = train(tmp_path, dict(k=0), model=model, max_steps=3, trainer_kwargs=dict(optimizers=(lookahead, None)))
+    neutral = dict(k=1, rho=0, alpha=1)
+    trainer = train(tmp_path, neutral, model=model, max_steps=3, trainer_kwargs=dict(optimizers=(lookahead, None)))
     assert trainer.state.log_history[-2]["skipped_iterations"] == 1
     assert [group["counter"] for group in lookahead.param_groups] == [2]
 

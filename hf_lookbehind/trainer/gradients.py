@@ -1,0 +1,99 @@
+"""Gradients that somebody changes between the backward and the optimizer's step: they would reach one descent of k."""
+
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import TrainerCallback
+
+from ..config import InputError
+from ..optim.copies import same_bytes
+from ..optim.perturbation import accumulation_dtype, tensor_norms
+from ..optim.shards import locals_of
+from .callbacks import DeferredJITCheckpointCallback
+
+
+class GradientWatch(TrainerCallback):
+    """Refuses a change of the gradients that reaches the last descent of an iteration, and none before it.
+
+    Callbacks with an `on_pre_optimizer_step`, and a `training_step` above the mixin's, run once per optimizer step,
+    when the first k-1 descents are over. Identities and versions of the gradients tell of a change; in the first
+    iteration, and wherever there is such code, sums and norms too: writing to `.grad.data` raises no version.
+
+    Args:
+        trainer: whose callbacks it joins, as the last.
+        mixin: `LookbehindMixin`; classes before it may have steps of their own.
+    """
+
+    def __init__(self, trainer: Any, mixin: type):
+        self._trainer, self._mixin = trainer, mixin
+        self._noted: _Mark | None = None
+        self._is_first = True
+
+    @property
+    def is_on(self) -> bool:
+        """Whether a last descent is due, with others before it."""
+        return self._noted is not None
+
+    def note(self, gradients: list[Tensor]) -> None:
+        """The gradients are, so far, as they would be before any other descent."""
+        reads_values = self._is_first or bool(self._suspects())
+        self._noted = _Mark(gradients, reads_values)
+        self._put_last()
+
+    def check(self, gradients: list[Tensor]) -> None:
+        """Raise `InputError` if they have changed since."""
+        noted, self._noted, self._is_first = self._noted, None, False
+        if noted is not None and noted.differs(gradients):
+            who, k = " or ".join(self._suspects()) or "a hook", self._trainer.lookbehind_config.k
+            raise InputError(
+                f"the gradients were changed after the backward, by {who}: of the k={k} descents of an iteration that "
+                "reaches the last alone. Give the Trainer transform_gradient=..., which "
+                "is called before each of them"
+            )
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        if self._noted is not None:
+            self.check(self._trainer._gradients())
+
+    def _suspects(self) -> list[str]:
+        """Who runs between the backward and the optimizer's step."""
+        event = TrainerCallback.on_pre_optimizer_step
+        known = (GradientWatch, DeferredJITCheckpointCallback)
+        callbacks = [type(c) for c in self._trainer.callback_handler.callbacks if not isinstance(c, known)]
+        found = [f"{c.__name__}.on_pre_optimizer_step" for c in callbacks if c.on_pre_optimizer_step is not event]
+        classes = type(self._trainer).__mro__
+        above = classes[: classes.index(self._mixin)]
+        return found + [f"{c.__name__}.training_step" for c in above if "training_step" in vars(c)]
+
+    def _put_last(self) -> None:
+        """Callbacks may have been added since."""
+        callbacks = self._trainer.callback_handler.callbacks
+        if callbacks[-1] is not self:
+            callbacks.remove(self)
+            callbacks.append(self)
+
+
+class _Mark:
+    """What tells gradients from changed ones. Holds them, so that none can take the place of another."""
+
+    def __init__(self, gradients: list[Tensor], reads_values: bool):
+        self._gradients = gradients
+        self._versions = [g._version for g in gradients]
+        self._values = _values(gradients) if reads_values else None
+
+    def differs(self, gradients: list[Tensor]) -> bool:
+        if len(gradients) != len(self._gradients) or any(map(operator.is_not, gradients, self._gradients)):
+            return True
+        if self._versions != [g._version for g in gradients]:
+            return True
+        return self._values is not None and not same_bytes(self._values, _values(gradients))
+
+
+def _values(gradients: list[Tensor]) -> Tensor:
+    """A sum and a norm of each, in float32 or better."""
+    parts = locals_of(gradients)
+    norms = tensor_norms(parts)
+    sums = [g.sum(dtype=accumulation_dtype(g.dtype)).to(norms) for g in parts]
+    return torch.stack([*sums, *norms])
