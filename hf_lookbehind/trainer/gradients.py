@@ -18,8 +18,9 @@ class GradientWatch(TrainerCallback):
     """Refuses a change of the gradients that reaches the last descent of an iteration, and none before it.
 
     Callbacks with an `on_pre_optimizer_step`, and a `training_step` above the mixin's, run once per optimizer step,
-    when the first k-1 descents are over. Identities and versions of the gradients tell of a change; in the first
-    iteration, and wherever there is such code, sums and norms too: writing to `.grad.data` raises no version.
+    when the first k-1 descents are over. In the first iteration, and wherever there is such code, sums and norms of
+    the gradients tell of a change (who only measures may write: `clip_grad_norm_` to infinity does); elsewhere their
+    identities and versions do, which cost nothing.
 
     Args:
         trainer: whose callbacks it joins, as the last.
@@ -84,16 +85,21 @@ class _Mark:
         self._values = _values(gradients) if reads_values else None
 
     def differs(self, gradients: list[Tensor]) -> bool:
+        if self._values is not None:
+            return not same_bytes(self._values, _values(gradients))
         if len(gradients) != len(self._gradients) or any(map(operator.is_not, gradients, self._gradients)):
             return True
-        if self._versions != [g._version for g in gradients]:
-            return True
-        return self._values is not None and not same_bytes(self._values, _values(gradients))
+        return self._versions != [g._version for g in gradients]
 
 
 def _values(gradients: list[Tensor]) -> Tensor:
-    """A sum and a norm of each, in float32 or better."""
+    """Of each its norm, its sum, and a sum with weights that tell places apart; in float32 or better."""
     parts = locals_of(gradients)
     norms = tensor_norms(parts)
-    sums = [g.sum(dtype=accumulation_dtype(g.dtype)).to(norms) for g in parts]
-    return torch.stack([*sums, *norms])
+    sums = [g.sum(dtype=accumulation_dtype(g.dtype)) for g in parts]
+    places = [(g.flatten() * _places(g)).sum(dtype=accumulation_dtype(g.dtype)) for g in parts]
+    return torch.stack([*norms, *(s.to(norms) for s in (*sums, *places))])
+
+
+def _places(gradient: Tensor) -> Tensor:
+    return torch.arange(gradient.numel(), device=gradient.device).remainder_(1009).to(gradient.dtype)
