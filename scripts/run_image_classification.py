@@ -42,6 +42,7 @@ from hf_lookbehind import InputError
 from hf_lookbehind.finetune import data, images, labels, metrics, models
 from hf_lookbehind.finetune.arguments import ModelArguments
 from hf_lookbehind.finetune.flags import Arguments, FlagParser
+from hf_lookbehind.finetune.image_files import image_folder, image_splits
 from hf_lookbehind.finetune.labels import NoisyLabelArguments
 from hf_lookbehind.finetune.paths import exists
 from hf_lookbehind.finetune.task import Task
@@ -122,16 +123,16 @@ def make_parser() -> FlagParser:
 
 def load_images(args: Arguments) -> dict[str, Dataset]:
     """The splits of the dataset, or the image folders as splits."""
-    if args.data.train_dir is None:
-        # the first process fills the cache, the others read it
-        with args.training.main_process_first(desc="loading the dataset"):
-            return data.load_splits(
-                args.data, built_in=BUILT_IN, cache_dir=args.model.cache_dir, token=args.model.token
-            )
-    folders = {"train": args.data.train_dir, "validation": args.data.validation_dir}
-    return {
-        split: images.image_folder(folder, f"{split}_dir") for split, folder in folders.items() if folder is not None
-    }
+    if args.data.train_dir is not None:
+        folders = {"train": args.data.train_dir, "validation": args.data.validation_dir}
+        return {split: image_folder(folder, f"{split}_dir") for split, folder in folders.items() if folder is not None}
+    if args.data.dataset_name not in BUILT_IN and args.data.dataset_config_name is None:
+        splits = image_splits(args.data.dataset_name, "dataset_name")
+        if splits is not None:
+            return splits
+    # the first process fills the cache, the others read it
+    with args.training.main_process_first(desc="loading the dataset"):
+        return data.load_splits(args.data, built_in=BUILT_IN, cache_dir=args.model.cache_dir, token=args.model.token)
 
 
 def new_config(args: Arguments, image_size: int) -> ViTConfig:

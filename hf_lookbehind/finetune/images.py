@@ -1,13 +1,14 @@
-"""Images for classification: the digits, image folders, decoding, corruptions, augmentation."""
+"""Images for classification: the digits, decoding, corruptions, augmentation."""
 
 import io
 import os
 import struct
+import warnings
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,10 +28,17 @@ from .program import is_main_process, one_line
 CORRUPTIONS = ("none", "noise", "rotation", "negative")
 AUGMENTATIONS = ("none", "crop", "crop_flip")
 # What a damaged file makes PIL raise, by format.
-DECODING_ERRORS = (OSError, SyntaxError, ValueError, struct.error, zlib.error, PILImage.DecompressionBombError)
+DECODING_ERRORS = (OSError, SyntaxError, ValueError, struct.error, zlib.error)
+PATH_TYPES = ("string", "large_string", "string_view")
 # Preprocessed pixels up to this size stay in memory.
 MEMORY_BUDGET = 2**30
+# What is held on the way there: so many images at most, and not many more decoded bytes, of 4 for a pixel.
 READ_BATCH = 256
+DECODED_BYTES = 2**26
+# Of those that a dataset stores in itself, so many are fetched at once, still encoded.
+FETCHED = 8
+# Numbers that a change of pixels has at once, in the place of all those of a large image.
+BLOCK = 2**20
 
 
 @lru_cache(maxsize=1)
@@ -47,63 +55,63 @@ def digits() -> Dataset:
     return Dataset.from_dict({"image": images, "label": data.target[order].tolist()}, features=features)
 
 
-def image_folder(folder: str, flag: str) -> Dataset:
-    """One folder per class, images below it, in the order of their names.
-
-    Raises:
-        InputError: the folder does not exist, has no folder per class, or holds no image.
-    """
-    root = Path(folder).expanduser()
-    if not root.is_dir():
-        raise InputError(f"--{flag} {folder!r}: there is no such folder")
-    classes = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    if not classes:
-        raise InputError(f"--{flag} {folder!r} has no folder per class: images belong in {root.name}/<class>/<image>")
-    suffixes = PILImage.registered_extensions()
-    paths, labels = [], []
-    for label, name in enumerate(classes):
-        found = sorted(os.fspath(path) for path in (root / name).rglob("*") if path.suffix.lower() in suffixes)
-        paths += found
-        labels += [label] * len(found)
-    if not paths:
-        raise InputError(f"--{flag} {folder!r} is empty: there is no image in {', '.join(classes)}")
-    features = Features({"image": Image(), "label": ClassLabel(names=classes)})
-    images = [{"bytes": None, "path": path} for path in paths]
-    return Dataset.from_dict({"image": images, "label": labels}, features=features)
-
-
 def undecoded(part: Part, column: str) -> Part:
     """The part with images as files, to be opened here, where the name of a damaged one can be told.
 
     Raises:
-        InputError: the column holds no images.
+        InputError: the column holds no images, or the path of no file.
     """
     feature = part.dataset.features[column]
-    if not isinstance(feature, Image) and feature != Value("string"):
+    dataset = part.dataset.with_format(None).select_columns([column])
+    if isinstance(feature, Value) and feature.dtype in PATH_TYPES:
+        for i, path in enumerate(part.column(column)):
+            _check_path(path, part.where(i))
+        dataset = dataset.cast_column(column, Value("string"))  # the only text that is cast to images
+    elif not isinstance(feature, Image):
         raise InputError(f"--image_column_name {column!r} holds no images: its type is {feature}")
-    dataset = part.dataset.with_format(None).select_columns([column]).cast_column(column, Image(decode=False))
-    return Part(dataset, part.rows, part.name)
+    return Part(dataset.cast_column(column, Image(decode=False)), part.rows, part.name)
+
+
+def _check_path(path: str | None, where: str) -> None:
+    if not path:
+        raise InputError(f"{where} has no image")
+    if not os.path.isfile(path):
+        raise InputError(f"{where}: {path!r} is no file here; a relative path starts in the working directory")
 
 
 def open_image(value: dict[str, Any] | None, where: str) -> PILImage.Image:
     """Decode an image of `Image(decode=False)`, upright; grey images stay grey ("L"), all others become "RGB".
 
     Raises:
-        InputError: there is no image or it is damaged; names its file, or its row where it has none.
+        InputError: there is no image, it is damaged or too large; names its file, or its row where it has none.
     """
     if value is None:
         raise InputError(f"{where} has no image")
+    if value["bytes"] is None:
+        _check_path(value["path"], where)
     name = f"{value['path']} ({where})" if value["path"] else where
     try:
-        with PILImage.open(value["path"] if value["bytes"] is None else io.BytesIO(value["bytes"])) as file:
-            image = _eight_bits(ImageOps.exif_transpose(file), name)
+        with _open(value) as file:
+            ImageOps.exif_transpose(file, in_place=True)
+            image = _eight_bits(file, name)
             if "transparency" in image.info:
                 image = image.convert("RGBA")
             return image.convert("L" if image.mode in ("1", "L") else "RGB")
     except InputError:
         raise
+    except PILImage.DecompressionBombError as error:
+        raise InputError(f"{name} is too large: {one_line(error)}") from error
+    except MemoryError as error:
+        raise InputError(f"{name} is too large for the memory that is free") from error
     except DECODING_ERRORS as error:
         raise InputError(f"damaged image: {name} cannot be decoded ({one_line(error)})") from error
+
+
+def _open(value: dict[str, Any]) -> PILImage.Image:
+    with warnings.catch_warnings():
+        # of half the size at which Pillow refuses an image
+        warnings.simplefilter("ignore", PILImage.DecompressionBombWarning)
+        return PILImage.open(value["path"] if value["bytes"] is None else io.BytesIO(value["bytes"]))
 
 
 def _eight_bits(image: PILImage.Image, name: str) -> PILImage.Image:
@@ -112,10 +120,17 @@ def _eight_bits(image: PILImage.Image, name: str) -> PILImage.Image:
         raise InputError(f"{name} has floating-point pixels, whose range is unknown: save it with 8 or 16 bits")
     if not image.mode.startswith("I"):
         return image
-    pixels = np.asarray(image).astype(np.int64)
+    pixels = np.asarray(image)
     if pixels.min() < 0 or pixels.max() > 65535:
         raise InputError(f"{name} has pixels from {pixels.min()} to {pixels.max()}: save it with 8 or 16 bits")
-    return PILImage.fromarray(np.rint(pixels / 257).astype(np.uint8))
+    return _changed(pixels, lambda block: block / 257)
+
+
+def _changed(pixels: np.ndarray, change: Callable[[np.ndarray], np.ndarray]) -> PILImage.Image:
+    """An image of changed pixels, rounded; some rows at a time, from above: a change makes arrays of large numbers."""
+    rows = max(1, BLOCK // max(1, pixels[0].size))
+    blocks = [change(pixels[start : start + rows]) for start in range(0, len(pixels), rows)]
+    return PILImage.fromarray(np.concatenate([np.rint(block).clip(0, 255).astype(np.uint8) for block in blocks]))
 
 
 @dataclass(frozen=True)
@@ -138,10 +153,10 @@ class Corruption:
         if self.kind == "negative":
             return ImageOps.invert(image)
         if self.kind == "noise":
-            pixels = np.asarray(image, dtype=np.float64)
             generator = np.random.default_rng([self.seed, zlib.crc32(image.tobytes())])
-            noisy = pixels + generator.normal(0, 255 * self.strength, pixels.shape)
-            return PILImage.fromarray(np.rint(noisy).clip(0, 255).astype(np.uint8))
+            return _changed(
+                np.asarray(image), lambda block: block + generator.normal(0, 255 * self.strength, block.shape)
+            )
         return image
 
 
@@ -233,8 +248,8 @@ class ImageDataset(torch.utils.data.Dataset):
     def augment(self, kind: str, seed: int) -> None:
         """Augment from now on; `kind` is one of `AUGMENTATIONS`."""
         if kind != "none":
-            image = self._open([0])[0]
-            black = self._preprocess([PILImage.new("RGB", image.size)])[0]
+            size = next(self._open([0])).size
+            black = self._preprocess([PILImage.new("RGB", size)])[0]
             self.augmentation = Augmentation(len(self), black, flip=kind == "crop_flip", seed=seed)
 
     def set_epoch(self, epoch: int) -> None:
@@ -258,23 +273,54 @@ class ImageDataset(torch.utils.data.Dataset):
             batch = self._read(range(start, min(start + READ_BATCH, len(self))))
             if pixels is None:
                 pixels = batch.new_empty(len(self), *batch.shape[1:])
-            pixels[start : start + len(batch)] = batch
+            with self._blaming_the_processor():
+                pixels[start : start + len(batch)] = batch
         self.pixels = pixels
 
-    def _open(self, positions: Sequence[int]) -> list[PILImage.Image]:
-        values = self.part.dataset[self.part.rows[list(positions)]][self.column]
-        return [open_image(value, self.part.where(i)) for i, value in zip(positions, values, strict=True)]
+    def _open(self, positions: Sequence[int]) -> Iterator[PILImage.Image]:
+        for start in range(0, len(positions), FETCHED):
+            some = positions[start : start + FETCHED]
+            values = self.part.dataset[self.part.rows[list(some)]][self.column]
+            for i, value in zip(some, values, strict=True):
+                yield open_image(value, self.part.where(i))
 
     def _read(self, positions: Sequence[int]) -> Tensor:
-        return self._preprocess([self.corruption(image).convert("RGB") for image in self._open(positions)])
+        images = map(_as_rgb, map(self.corruption, self._open(positions)))
+        # by `map`, which keeps no images while the next ones are decoded
+        batches = list(map(self._preprocess, few_at_once(images)))
+        with self._blaming_the_processor():
+            return torch.cat(batches) if len(batches) > 1 else batches[0]
 
     def _preprocess(self, images: list[PILImage.Image]) -> Tensor:
-        try:
+        with self._blaming_the_processor():
             return self.processor(images=images, return_tensors="pt")["pixel_values"]
+
+    @contextmanager
+    def _blaming_the_processor(self) -> Iterator[None]:
+        try:
+            yield
         except (ArithmeticError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
             raise InputError(
                 f"the image processor cannot take images of {self.part.name}: {one_line(error)}"
             ) from error
+
+
+def few_at_once(images: Iterable[PILImage.Image], limit: int = DECODED_BYTES) -> Iterator[list[PILImage.Image]]:
+    """Lists of images, none of which would reach the limit of bytes without its last image."""
+    held, size = [], 0
+    for image in images:
+        held.append(image)
+        size += 4 * image.width * image.height
+        del image  # the next one is decoded before the name is given to it
+        if size >= limit:
+            yield held
+            held, size = [], 0
+    if held:
+        yield held
+
+
+def _as_rgb(image: PILImage.Image) -> PILImage.Image:
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def first_image_size(part: Part, column: str) -> int:

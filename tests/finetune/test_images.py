@@ -8,7 +8,7 @@ from PIL import Image as PILImage
 from transformers import TrainerState, ViTImageProcessorPil
 
 from hf_lookbehind.config import InputError
-from hf_lookbehind.finetune import images
+from hf_lookbehind.finetune import image_files, images
 from hf_lookbehind.finetune.data import take_split
 
 PROCESSOR = ViTImageProcessorPil(
@@ -143,16 +143,18 @@ def test_image_folders(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         random_image().save(tmp_path / name)
     (tmp_path / "a" / "notes.txt").write_text("not an image")
-    data = images.image_folder(str(tmp_path), "train_dir")
+    data = image_files.image_folder(str(tmp_path), "train_dir")
     assert data.features["label"].names == ["a", "b"] and data["label"][:] == [0, 0, 1]
 
 
-@pytest.mark.parametrize("folders, message", [([], "has no folder per class"), (["a", "b"], "is empty")])
+@pytest.mark.parametrize(
+    "folders, message", [([], "has no folder per class"), (["a", "b"], "there is no image in .a., .b.")]
+)
 def test_folders_without_images_are_refused(tmp_path, folders, message):
     for name in folders:
         (tmp_path / name).mkdir()
     with pytest.raises(InputError, match=message):
-        images.image_folder(str(tmp_path), "train_dir")
+        image_files.image_folder(str(tmp_path), "train_dir")
 
 
 def augmented(kind, seed=0, epoch=0, size=(8, 8)):
