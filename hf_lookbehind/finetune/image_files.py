@@ -205,7 +205,7 @@ def _check_classes(root: Path, classes: dict[str, list[str]], left_out: list[Lef
         below = [(why, path) for why, path in left_out if Path(path).relative_to(root).parts[0] in names]
         said = f" ({_said(below, root)})" if below else ""
         raise InputError(
-            f"{what}: there is no image in {', '.join(map(repr, names))}{said}: remove the folder, or put images into it"
+            f"{what}: there is no image in {', '.join(map(repr, names))}{said}: add some, or remove the folder"
         )
     direct = {os.path.dirname(path) for paths in classes.values() for path in paths}
     if all(name.lower() in SPLITS and os.fspath(root / name) not in direct for name in classes):

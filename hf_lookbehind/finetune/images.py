@@ -287,7 +287,7 @@ class ImageDataset(torch.utils.data.Dataset):
     def _read(self, positions: Sequence[int]) -> Tensor:
         images = map(_as_rgb, map(self.corruption, self._open(positions)))
         # by `map`, which keeps no images while the next ones are decoded
-        batches = list(map(self._preprocess, few_at_once(images)))
+        batches = list(map(self._preprocess, few_at_once(images, DECODED_BYTES)))
         with self._blaming_the_processor():
             return torch.cat(batches) if len(batches) > 1 else batches[0]
 
@@ -305,7 +305,7 @@ class ImageDataset(torch.utils.data.Dataset):
             ) from error
 
 
-def few_at_once(images: Iterable[PILImage.Image], limit: int = DECODED_BYTES) -> Iterator[list[PILImage.Image]]:
+def few_at_once(images: Iterable[PILImage.Image], limit: int) -> Iterator[list[PILImage.Image]]:
     """Lists of images, none of which would reach the limit of bytes without its last image."""
     held, size = [], 0
     for image in images:

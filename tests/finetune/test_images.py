@@ -1,6 +1,9 @@
 """Reading, corrupting and augmenting images."""
 
+import weakref
+
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image, Value
@@ -8,7 +11,7 @@ from PIL import Image as PILImage
 from transformers import TrainerState, ViTImageProcessorPil
 
 from hf_lookbehind.config import InputError
-from hf_lookbehind.finetune import image_files, images
+from hf_lookbehind.finetune import images
 from hf_lookbehind.finetune.data import take_split
 
 PROCESSOR = ViTImageProcessorPil(
@@ -95,6 +98,54 @@ def test_noise_has_its_strength_and_depends_on_seed_and_image_only():
     assert images.Corruption("noise", 0.1, seed=1)(grey.convert("RGB")).mode == "RGB"
 
 
+def test_large_images_change_in_blocks_as_in_one_piece(monkeypatch):
+    image, deep = (
+        random_image(size=(30, 20)),
+        PILImage.fromarray(np.arange(600, dtype=np.uint16).reshape(20, 30) * 109),
+    )
+    whole = images.Corruption("noise", 0.3)(image), images._eight_bits(deep, "deep")
+    monkeypatch.setattr(images, "BLOCK", 100)
+    assert whole == (images.Corruption("noise", 0.3)(image), images._eight_bits(deep, "deep"))
+
+
+def test_few_large_images_are_decoded_at_once(monkeypatch):
+    """Not as many as a batch has: 40 photos of 12 megapixels would be 2 GB."""
+    held, most = [], []
+
+    def open_image(value, where, real=images.open_image):
+        image = real(value, where)
+        held.append(weakref.ref(image))
+        most.append(sum(4 * each.width * each.height for each in (ref() for ref in held) if each is not None))
+        return image
+
+    monkeypatch.setattr(images, "open_image", open_image)
+    monkeypatch.setattr(images, "DECODED_BYTES", 100_000)
+    photos = [random_image(i, size=(100, 100)) for i in range(20)]
+    dataset = dataset_of([*photos, random_image()])
+    dataset.preload()
+    assert len(most) == 21 and max(most) <= 100_000 + 40_000
+    alone = torch.cat([dataset_of([photo]).__getitems__([0])[0]["pixel_values"][None] for photo in photos])
+    assert torch.equal(dataset.pixels[:20], alone)
+
+
+def test_an_image_that_pillow_refuses_for_its_size_is_named(monkeypatch):
+    dataset = dataset_of([random_image(), random_image(size=(30, 30))])
+    monkeypatch.setattr(PILImage, "MAX_IMAGE_PIXELS", 500)  # where it warns; at twice as many it refuses
+    assert len(dataset.__getitems__([0, 1])) == 2
+    monkeypatch.setattr(PILImage, "MAX_IMAGE_PIXELS", 400)
+    with pytest.raises(InputError, match="row 1 of 'train' is too large: Image size .900 pixels. exceeds limit"):
+        dataset.preload()
+
+
+def test_images_that_the_processor_leaves_of_several_sizes_are_refused(monkeypatch):
+    monkeypatch.setattr(images, "DECODED_BYTES", 1000)
+    dataset = dataset_of([random_image(size=(size, 4)) for size in (100, 100, 4)])
+    dataset.processor = ViTImageProcessorPil(do_resize=False)
+    for read in (dataset.preload, lambda: dataset.__getitems__([0, 1, 2])):
+        with pytest.raises(InputError, match="the image processor cannot take images of 'train'"):
+            read()
+
+
 def test_preloaded_pixels_are_the_lazy_ones():
     lazy = dataset_of([random_image(i) for i in range(5)], corruption=images.Corruption("noise"))
     ready = dataset_of([random_image(i) for i in range(5)], corruption=images.Corruption("noise"))
@@ -128,33 +179,37 @@ def test_a_damaged_image_is_named(tmp_path, stored, damage):
 def test_a_missing_image_is_named(tmp_path):
     with pytest.raises(InputError, match="row 1 of 'train' has no image"):
         dataset_of([random_image(), None]).preload()
-    with pytest.raises(InputError, match="nowhere.png"):
-        dataset_of([random_image(), str(tmp_path / "nowhere.png")]).preload()
+    for name in ("nowhere.png", "."):
+        with pytest.raises(InputError, match=f"row 1 of 'train': '.*{name}' is no file here"):
+            dataset_of([random_image(), str(tmp_path / name)]).preload()
+
+
+def part_of(column):
+    return take_split({"train": Dataset(pa.table({"image": column}))}, "train", "train_split")
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())]
+)
+def test_paths_are_paths_whatever_text_a_reader_makes_of_them(tmp_path, kind):
+    random_image().save(tmp_path / "0.png")
+    paths = pa.array([str(tmp_path / "0.png")] * 2)
+    part = images.undecoded(
+        part_of(paths.dictionary_encode() if pa.types.is_dictionary(kind) else paths.cast(kind)), "image"
+    )
+    assert images.open_image(part.dataset[1]["image"], "row 1") == random_image()
+
+
+@pytest.mark.parametrize("path, message", [("nowhere.png", "'nowhere.png' is no file here"), ("", "has no image")])
+def test_a_path_of_no_file_is_named_before_anything_is_read(path, message):
+    with pytest.raises(InputError, match=f"row 0 of 'train'.*{message}"):
+        images.undecoded(part_of(pa.array([path], pa.large_string())), "image")
 
 
 def test_a_column_without_images_is_refused():
     data = Dataset.from_dict({"image": [1, 2]}, features=Features({"image": Value("int64")}))
     with pytest.raises(InputError, match="--image_column_name 'image' holds no images"):
         images.undecoded(take_split({"train": data}, "train", "train_split"), "image")
-
-
-def test_image_folders(tmp_path):
-    for name in ("b/2.png", "a/1.png", "a/deep/3.jpg"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        random_image().save(tmp_path / name)
-    (tmp_path / "a" / "notes.txt").write_text("not an image")
-    data = image_files.image_folder(str(tmp_path), "train_dir")
-    assert data.features["label"].names == ["a", "b"] and data["label"][:] == [0, 0, 1]
-
-
-@pytest.mark.parametrize(
-    "folders, message", [([], "has no folder per class"), (["a", "b"], "there is no image in .a., .b.")]
-)
-def test_folders_without_images_are_refused(tmp_path, folders, message):
-    for name in folders:
-        (tmp_path / name).mkdir()
-    with pytest.raises(InputError, match=message):
-        image_files.image_folder(str(tmp_path), "train_dir")
 
 
 def augmented(kind, seed=0, epoch=0, size=(8, 8)):
