@@ -59,9 +59,15 @@ LARGEST_NEW_IMAGE = 32
 @dataclass
 class ImageDataArguments(NoisyLabelArguments):
     dataset_name: str | None = field(
-        default=None, metadata={"help": "Id of a dataset on the Hub, a local folder of one, or 'digits' (built in)."}
+        default=None,
+        metadata={
+            "help": "Id of a dataset on the Hub, a local folder of one or of images (<class>/<image>, or splits of "
+            "these), or 'digits' (built in)."
+        },
     )
-    train_dir: str | None = field(default=None, metadata={"help": "Folder of training images, <class>/<image>."})
+    train_dir: str | None = field(
+        default=None, metadata={"help": "Folder of training images, <class>/<image>, at any depth below a class."}
+    )
     validation_dir: str | None = field(default=None, metadata={"help": "Folder of validation images, alike."})
     image_column_name: str | None = field(
         default=None, metadata={"help": f"Column of the images. Default: {' or '.join(IMAGE_COLUMNS)}."}

@@ -36,7 +36,7 @@ MEMORY_BUDGET = 2**30
 READ_BATCH = 256
 DECODED_BYTES = 2**26
 # Of those that a dataset stores in itself, so many are fetched at once, still encoded.
-FETCHED = 8
+FETCHED = 16
 # Numbers that a change of pixels has at once, in the place of all those of a large image.
 BLOCK = 2**20
 

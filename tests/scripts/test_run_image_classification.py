@@ -66,6 +66,12 @@ def save_folders(root, classes=("cat", "dog"), each=6, mode="RGB"):
     return str(root)
 
 
+def save_bare_class(root):
+    save_folders(root)
+    (root / "eel").mkdir()
+    return str(root)
+
+
 def save_dataset(folder, dataset):
     dataset.save_to_disk(folder, num_shards=None if len(dataset) else 1)
     return str(folder)
@@ -155,6 +161,11 @@ BAD_INPUT = {
         ],
         "'cow', for which the model has no class",
     ),
+    "class without an image": (
+        lambda tmp: ["--train_dir", save_folders(tmp / "data", ["cat", "dog", "eel"], each=0)],
+        "no image in 'cat', 'dog', 'eel'",
+    ),
+    "class of a dataset without an image": (lambda tmp: on(save_bare_class(tmp / "data")), "no image in 'eel'"),
     "damaged image": (lambda tmp: ["--train_dir", broken_folder(tmp / "data")], "3.png"),
     "unknown override": (lambda tmp: [*DIGITS, "--config_overrides", "hidden=3"], "'hidden'"),
     "impossible override": (
@@ -279,11 +290,13 @@ def test_settings_from_a_file_give_the_same_run_and_flags_override(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA"])
-def test_image_folders_of_every_mode(tmp_path, mode):
+def test_image_folders_of_every_mode(tmp_path, mode, capsys):
     folders = ["--train_dir", save_folders(tmp_path / "train", mode=mode)]
+    (tmp_path / "train" / "cat" / "._0.png").write_text("of a Mac")
     folders += ["--validation_dir", save_folders(tmp_path / "validation", ["dog"], each=3)]
     flags = [*folders, *NEW_MODEL, *QUICK, "--max_steps", "1", "--output_dir", str(tmp_path / "out")]
     results = train(flags)
+    assert capsys.readouterr().err.count("1 file left out: 1 hidden ('cat/._0.png')\n") == 1
     assert results.trainer.model.config.image_size == 12
     assert results.datasets["validation"].labels.tolist() == [1, 1, 1]  # by name: the only folder is not class 0
 
