@@ -3,9 +3,10 @@
     hf-lookbehind push runs/reviews user/reviews
     hf-lookbehind push runs/reviews user/reviews --private --revision v2
 
-Uploaded are weights, config, tokenizer or processor, card, results and figures, and nothing else: no checkpoints, no
-training_args.bin, no logs. A repository that does not exist is created. The token is that of HF_TOKEN or of the stored
-login (`hf auth login`).
+Uploaded are weights, config, tokenizer or processor, the modules of sentence-transformers, card, the images that it
+shows, results and figures, and nothing else: no checkpoints, no training_args.bin, no logs, no pickles, no code; what
+else is left out, one line names. A folder of which nobody could load the model is refused. A repository that does not
+exist is created. The token is that of HF_TOKEN or of the stored login (`hf auth login`).
 """
 
 import argparse

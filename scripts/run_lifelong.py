@@ -340,7 +340,7 @@ class Program:
             # once, before anything is written: what the Trainer refuses is bad input
             with no_empty_folder(root):
                 trainer = make_trainer(str(root))
-                hub = args.hub.checked(trainer.model) if args.hub is not None else None
+                hub = args.hub.checked(trainer) if args.hub is not None else None
             del trainer
         logging.set_verbosity(training.get_process_log_level())
         status.start()

@@ -11,8 +11,9 @@ from transformers.trainer_utils import HubStrategy
 
 from ..config import InputError
 from ..hub import NotPushedError
-from ..hub.files import NEEDS_BASE, check_folder_to_push, is_local
+from ..hub.files import check_folder_to_push
 from ..hub.push import CHECK_DEADLINE, Push, check_repo_id, push_command, start_push
+from ..trainer.pushable import refuse_unpushable
 from ..trainer.pushes import CheckpointPushes, checked_repository
 from .program import RunStatus, from_main_process, is_main_process
 
@@ -54,11 +55,11 @@ class HubArguments:
     deadline: float | None = None
     every_save: bool = False
 
-    def checked(self, model: Any) -> "HubArguments":
+    def checked(self, trainer: Trainer) -> "HubArguments":
         """Create the repository and make sure that it may be written. Called by all processes.
 
         Args:
-            model: to be trained, perhaps with adapters.
+            trainer: with the model to be trained.
 
         Returns:
             The same, with the user's name in the id.
@@ -66,9 +67,7 @@ class HubArguments:
         Raises:
             InputError: in all of them, in seconds.
         """
-        for adapter in getattr(model, "peft_config", {}).values():
-            if is_local(adapter.base_model_name_or_path):
-                raise InputError(f"--push_to_hub: {NEEDS_BASE}, not {adapter.base_model_name_or_path!r}")
+        refuse_unpushable(trainer, "--push_to_hub")
         try:
             repo_id = checked_repository(
                 self.repo_id,

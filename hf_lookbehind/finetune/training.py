@@ -104,7 +104,7 @@ class Program:
                 probed.enable_jit_checkpoint = False
             with no_empty_folder(status.output_dir):
                 trainer = task.make_trainer(task.make_model(training.seed, args.model), probed, args.lookbehind)
-                hub = args.hub.checked(trainer.model) if args.hub is not None else None
+                hub = args.hub.checked(trainer) if args.hub is not None else None
             if search is not None:
                 # all that can be refused has been
                 status.start()

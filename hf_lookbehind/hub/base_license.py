@@ -6,7 +6,7 @@ from huggingface_hub import HfApi, ModelCard, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 from huggingface_hub.utils import httpx
 
-from .files import CARD_NAME
+from .names import CARD_NAME
 
 # Seconds for the Hub's answer: a card is not worth waiting for.
 DEADLINE = 10.0

@@ -1,64 +1,62 @@
-"""Which files of a folder are a model: those that can be shared, and whether they are whole."""
+"""Which files of a folder are a model: those that can be shared, those that are left out, and whether it is whole."""
 
-import json
 import os
 from collections.abc import Iterator
-from fnmatch import fnmatchcase
+from glob import escape
 from pathlib import Path
+from typing import NamedTuple
 
-from safetensors import SafetensorError, safe_open
-
-from ..config import CONFIG_NAME as LOOKBEHIND_CONFIG
 from ..config import InputError
+from . import names
+from .modules import adapter_folders, images_of_card, index_shards, module_folders
+from .whole import NEEDS_BASE, what_is_missing
 
-CARD_NAME = "README.md"
-CONFIG_NAME, ADAPTER_CONFIG_NAME = "config.json", "adapter_config.json"
-WEIGHTS_NAME, ADAPTER_WEIGHTS_NAME = "model.safetensors", "adapter_model.safetensors"
-INDEX_NAME = f"{WEIGHTS_NAME}.index.json"
-SHARDS = "model-*-of-*.safetensors"
-WEIGHTS = (WEIGHTS_NAME, INDEX_NAME, SHARDS)
+__all__ = ["NEEDS_BASE", "Contents", "check_folder_to_push", "contents", "files_to_push"]
 
-NEEDS_BASE = "adapters need a base model on the Hub, or nobody else could load them"
-# All that is ever uploaded. What is not listed stays: states of the optimizer, pickles, logs, environments, paths.
-SHARED = (
-    # the model
-    *WEIGHTS, CONFIG_NAME, "generation_config.json", ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME,
-    # its tokenizer or processor
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "vocab.txt", "merges.txt", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model", "source.spm",
-    "target.spm", "chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja",
-    "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json",
-    # of sentence-transformers
-    "modules.json", "config_sentence_transformers.json", "sentence_bert_config.json", "[0-9]_*/config.json",
-    "[0-9]_*/model.safetensors",
-    # how it was trained, and what came out
-    LOOKBEHIND_CONFIG, CARD_NAME, "*_results.json", "accuracy_matrix.json", "rho_search.json", "flatness.json",
-    "*.png", "figures/*.png",
-    "LICENSE", "LICENSE.*", "NOTICE", "NOTICE.*",
-)  # fmt: skip
+
+class Contents(NamedTuple):
+    """What is shared of a folder: names with slashes, sorted; and what is not, with the reason."""
+
+    shared: list[str]
+    left_out: dict[str, str]
 
 
 def files_to_push(folder: str | Path) -> list[str]:
     """The files of a trained model that can be shared: names in the folder, with slashes, sorted.
 
-    Hidden files, and links that lead out of the folder, are none of them.
+    Weights, config, tokenizer or processor, the folders of sentence-transformers' modules, adapters in folders of
+    their own, card, results, figures, and images that the card shows. Hidden files, pickles, code, and links that lead
+    out of the folder are none of them.
 
     Args:
         folder: with a saved model or saved adapters.
 
     Raises:
-        InputError: it is no folder, it contains the working directory, it holds no model, or one that was cut while
-            being written.
+        InputError: it is no folder, it contains the working directory, it holds no model, one that was cut while being
+            written, one that nobody could load from what is shared, or two of which it cannot be known which is meant.
+    """
+    return contents(folder).shared
+
+
+def contents(folder: str | Path) -> Contents:
+    """`files_to_push`, and what else is in the folder, with the reason why it is left out.
+
+    What a training always leaves beside a model (checkpoints, states of optimizers, `training_args.bin`, logs, hidden
+    files) is not named.
     """
     root = Path(folder).expanduser()
     check_folder_to_push(root)
     if not root.is_dir():
         raise InputError(f"{str(folder)!r} cannot be pushed: there is no such folder")
-    names = sorted(_shared(root))
-    problem = _what_is_missing(root, set(names))
+    try:
+        found = sort_files(root)
+        problem = what_is_missing(root, found.shared, found.left_out)
+    except OSError as error:
+        said = f"{error.filename or root} cannot be read: {error.strerror}"
+        raise InputError(f"{str(folder)!r} cannot be pushed: {said}") from error
     if problem is not None:
         raise InputError(f"{str(folder)!r} cannot be pushed: {problem}")
-    return names
+    return found
 
 
 def check_folder_to_push(folder: str | Path) -> None:
@@ -74,49 +72,56 @@ def check_folder_to_push(folder: str | Path) -> None:
         )
 
 
-def is_local(base_model: str) -> bool:
-    """Whether the base model of adapters is a folder of this machine, which is of no use to anyone else."""
-    return os.path.exists(os.path.expanduser(base_model)) or base_model.startswith((".", "~", os.sep))
+def sort_files(root: Path) -> Contents:
+    """Every file of a folder, whatever is missing there: shared, or left out and why.
+
+    A folder may stand for all that is in it, with a slash at its end.
+    """
+    patterns, found = _patterns(root), Contents([], {})
+    for name in _walk(root, patterns):
+        reason = _why_not(root, name, patterns)
+        if reason is None:
+            found.shared.append(name)
+        else:
+            found.left_out[name] = reason
+    return found
 
 
-def _shared(root: Path) -> Iterator[str]:
-    for path in (*root.iterdir(), *root.glob("*/*")):
-        name = path.relative_to(root).as_posix()
-        # fnmatch lets * match slashes and leading dots
-        is_listed = any(fnmatchcase(name, p) and name.count("/") == p.count("/") for p in SHARED)
-        if is_listed and not name.startswith(".") and path.is_file() and _is_inside(path, root):
+def _patterns(root: Path) -> list[str]:
+    """All that is shared of this folder: what has a usual name, and what the folder itself names."""
+    own = [
+        *images_of_card(root),
+        *index_shards(root),
+        *(f"{a}/{n}" for a in adapter_folders(root) for n in names.ADAPTER),
+    ]
+    return [*names.SHARED, *map(escape, own), *(f"{escape(folder)}/**" for folder in module_folders(root))]
+
+
+def _walk(root: Path, patterns: list[str], folder: str = "") -> Iterator[str]:
+    """Names of files; and of folders that are of no interest, with a slash. What is private is passed over."""
+    for entry in sorted(os.scandir(root / folder), key=lambda entry: entry.name):
+        name = folder + entry.name
+        if names.is_private(name):
+            continue
+        if not entry.is_dir(follow_symlinks=False):
             yield name
+        elif names.may_hold_one_of(name, patterns):
+            yield from _walk(root, patterns, f"{name}/")
+        else:
+            yield f"{name}/"
 
 
-def _is_inside(path: Path, root: Path) -> bool:
-    return path.resolve().is_relative_to(root.resolve())
-
-
-def _what_is_missing(root: Path, names: set[str]) -> str | None:
-    """Why this is no whole model, or None."""
-    shards = {name for name in names if fnmatchcase(name, SHARDS)}
-    if not names & {WEIGHTS_NAME, ADAPTER_WEIGHTS_NAME, INDEX_NAME} and not shards:
-        return f"it holds no model: no {WEIGHTS_NAME}, {INDEX_NAME} or {ADAPTER_WEIGHTS_NAME}"
-    if shards and not names & {WEIGHTS_NAME, INDEX_NAME}:
-        return f"it has parts of a model, but no {INDEX_NAME}: it was cut while being written"
-    if not names & {CONFIG_NAME, ADAPTER_CONFIG_NAME, "modules.json"}:
-        return f"it has weights, but neither {CONFIG_NAME} nor {ADAPTER_CONFIG_NAME}"
-    for name in sorted(names):
-        if name.endswith(".json"):
-            try:
-                content = json.loads((root / name).read_text(encoding="utf-8"))
-            except ValueError:
-                return f"its {name} is no JSON: it was cut while being written"
-            if name == ADAPTER_CONFIG_NAME and is_local(content.get("base_model_name_or_path") or ""):
-                return f"{NEEDS_BASE}, not {content['base_model_name_or_path']!r} as its {name} says"
-            if name == INDEX_NAME:
-                missing = sorted(set(content["weight_map"].values()) - names)
-                if missing:
-                    return f"its {INDEX_NAME} names {missing[0]}, which is not there"
-        elif name.endswith(".safetensors"):
-            try:
-                with safe_open(root / name, framework="np"):
-                    pass
-            except SafetensorError as error:
-                return f"its {name} is damaged ({error}): it was cut while being written"
-    return None
+def _why_not(root: Path, name: str, patterns: list[str]) -> str | None:
+    """Why a file is not shared, or None for one that is."""
+    path = root / name
+    if names.is_one_of(path.name, names.PICKLES):
+        return "a pickle, which may run code where it is loaded"
+    if path.suffix == ".py":
+        return "code, which is never pushed"
+    if path.is_symlink() and not (path.exists() and path.resolve().is_relative_to(root.resolve())):
+        return "a link that leads out of the folder"
+    if names.is_one_of(path.name, [names.SHARDS]) and not names.is_one_of(name, patterns):
+        return f"a part of a model that no {names.INDEX_NAME} names"
+    if name.endswith("/") or not names.is_one_of(name, patterns):
+        return "no file of a model that is known"
+    return None if path.is_file() else "no regular file"

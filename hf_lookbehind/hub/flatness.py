@@ -11,7 +11,7 @@ from typing import Any
 
 from ..config import LookbehindWarning
 from ..report import format_plus_minus, format_table
-from .files import ADAPTER_WEIGHTS_NAME, SHARDS, WEIGHTS_NAME
+from .names import ADAPTER_WEIGHTS_NAME, SHARDS, WEIGHTS_NAME
 
 FLATNESS_NAME = "flatness.json"
 # of `measures.sharpness`, in words

@@ -14,8 +14,8 @@ from jinja2 import StrictUndefined
 from ..config import InputError, LookbehindConfig
 from ..report import format_plus_minus, format_table, mean_sd
 from .card_data import LookbehindCardData, MethodRuns, Result
-from .files import CARD_NAME
 from .flatness import flatness_table, how_measured, read_flatness
+from .names import CARD_NAME
 
 TEMPLATE, METHOD_TEMPLATE, FLATNESS_TEMPLATE = (
     Path(__file__).with_name(name) for name in ("template.md", "method.md", "flatness.md")

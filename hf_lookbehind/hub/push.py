@@ -1,11 +1,13 @@
 """Pushing a trained model to the Hub: what may be shared, within a deadline, and never at the cost of the training."""
 
 import json
+import logging
 import os
 import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +17,10 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from ..config import InputError
-from .files import WEIGHTS, files_to_push
+from . import names
+from .files import contents
+
+logger = logging.getLogger(__name__)
 
 UPLOAD = Path(__file__).with_name("upload.py")
 # Seconds for a question and its answer.
@@ -143,13 +148,15 @@ def start_push(
 ) -> Push:
     """`push_folder`, without waiting for its end."""
     check_repo_id(repo_id)
-    files, root = files_to_push(folder), Path(folder).expanduser().absolute()
+    (files, left_out), root = contents(folder), Path(folder).expanduser().absolute()
+    if left_out:
+        said = "; ".join(f"{name} ({why})" for name, why in left_out.items())
+        logger.warning(f"not pushed of {folder}: {said}")
     if deadline is None:
         deadline = PUSH_SECONDS + sum((root / name).stat().st_size for name in files) / BYTES_PER_SECOND
     request = _request(repo_id, token, private)
     request |= {"folder": str(root), "files": files, "revision": revision, "commit_message": commit_message}
-    # an earlier model in one file would be loaded in the place of this one in several
-    request["replaced"] = WEIGHTS if any(name in WEIGHTS for name in files) else ()
+    request["replaced"] = _replaced(files)
     return Push(request, deadline)
 
 
@@ -163,12 +170,12 @@ def push_folder(
     revision: str | None = None,
     commit_message: str = "Upload model",
 ) -> CommitInfo:
-    """Upload a saved model: weights, config, tokenizer or processor, card, results and figures; never anything else.
+    """Upload a saved model: the files that `files_to_push` gives, and never anything else.
 
-    Weights of an earlier model in the repository that are not overwritten are removed from its head.
-
-    No state of an optimizer, no `training_args.bin` (a pickle that holds the token), no logs, no hidden files, no
-    links that lead out of the folder. The repository is created if there is none.
+    What an earlier push has left in the repository and would be loaded in the place of these files is removed from its
+    head. A line of the log says what in the folder is left out, and why; but for what a training always leaves: states
+    of optimizers, `training_args.bin` (a pickle that holds the token), logs, hidden files. The repository is created
+    if there is none.
 
     Args:
         folder: with a saved model, or saved adapters.
@@ -183,7 +190,7 @@ def push_folder(
         The commit, which is its URL as a text.
 
     Raises:
-        InputError: the folder holds no model, one that was cut while being written, or the working directory.
+        InputError: the folder holds no model, one that nobody could load, two, or the working directory.
         NotPushedError: the Hub cannot be reached, refuses, or does not answer in time.
     """
     upload = start_push(
@@ -211,6 +218,16 @@ def push_command(folder: str | Path, repo_id: str, *, private: bool | None = Non
     words += ["--private"] if private else []
     words += ["--revision", revision] if revision is not None else []
     return shlex.join(words)
+
+
+def _replaced(files: Sequence[str]) -> list[str]:
+    """Patterns of what an earlier push may have left, and would be loaded in the place of these files, or with them.
+
+    An earlier model in one file, where this one is in several; adapters, where it is a whole one; a vocabulary of
+    another form. Weights of a whole model stay where adapters are pushed: they may be those of their base.
+    """
+    kinds = {names.WEIGHTS: (*names.WEIGHTS, *names.ADAPTER), names.TOKENIZER: names.TOKENIZER}
+    return [p for kind, replaced in kinds.items() if any(names.is_one_of(f, kind) for f in files) for p in replaced]
 
 
 def _request(repo_id: str, token: str | None, private: bool | None) -> dict[str, Any]:

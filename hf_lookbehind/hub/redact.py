@@ -10,6 +10,8 @@ REDACTED = "REDACTED"
 _SECRET_FLAG = re.compile(r"(^|[-_])(token|secret|password|passwd|api[-_]?key|credentials?)($|[-_])", re.IGNORECASE)
 # "hf_lookbehind" is none
 _TOKEN = re.compile(r"\b(hf|api_org)_(?!lookbehind\b)[A-Za-z0-9]{6,}")
+# as the Hub makes them; no word of a text is so long
+_WHOLE_TOKEN = re.compile(r"\b(hf|api_org)_[A-Za-z0-9]{30,}\b")
 _USER_OF_URL = re.compile(r"(?<=://)[^/\s@]+@")
 # directories before a name, inside of a longer value
 _DIRECTORIES = re.compile(r"""(?<![\w.:/~-])(?:~[\w-]*|\.\.)?/(?:[^\s,;:"'=]*/)?""")
@@ -24,6 +26,11 @@ def redact(text: str) -> str:
     """
     text = _USER_OF_URL.sub("", _TOKEN.sub(REDACTED, text))
     return _DIRECTORIES.sub("", text)
+
+
+def holds_token(text: str) -> bool:
+    """Whether a text holds what looks like an access token of the Hub."""
+    return _WHOLE_TOKEN.search(text) is not None
 
 
 def redact_flags(argv: Sequence[str]) -> list[str]:

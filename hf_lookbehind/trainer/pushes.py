@@ -15,6 +15,7 @@ from transformers.utils import logging
 from ..config import InputError
 from ..hub import NotPushedError, check_write_access, files_to_push
 from ..hub.push import CHECK_DEADLINE, Push, check_repo_id, start_push
+from .pushable import refuse_other_model, refuse_unpushable
 
 logger = logging.get_logger(__name__)
 
@@ -50,6 +51,8 @@ def checked_repository(
 def init_repository(trainer: Any, token: str | None, private: bool | None) -> None:
     """In the place of `Trainer.init_hf_repo`, with the Trainer's own arguments. All processes call it."""
     args = trainer.args
+    refuse_unpushable(trainer, "push_to_hub=True")
+    refuse_other_model(trainer, "push_to_hub=True")
     repo_id = args.hub_model_id or Path(args.output_dir).absolute().name
     try:
         trainer.hub_model_id = checked_repository(

@@ -9,6 +9,7 @@ from transformers import ViTForImageClassification
 
 from hf_lookbehind.config import InputError
 from hf_lookbehind.hub import NotPushedError, check_write_access, files_to_push, push_folder
+from hf_lookbehind.hub.files import contents
 from hf_lookbehind.hub.push import push_command, start_push
 from hf_lookbehind.hub.upload import describe
 from tests.training import make_model
@@ -223,12 +224,38 @@ def index_of_a_missing_shard(folder):
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
 
 
+def adapters_alone(folder):
+    (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
+    (folder / "config.json").unlink()
+
+
 def outside(folder):
     target = folder.parent / "elsewhere.safetensors"
     (folder / "model.safetensors").rename(target)
     (folder / "model.safetensors").symlink_to(target)
 
 
+def write(name, text):
+    def damage(folder):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+
+    return damage
+
+
+def both(*damages):
+    return lambda folder: [damage(folder) for damage in damages]
+
+
+def pickled(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+ADAPTER = '{"base_model_name_or_path": %s}'
+DENSE = '[{"path": ""}, {"path": "1_Dense"}]'
+ROUTER = '{"types": {"query_0_Dense": "x"}, "structure": {}}'
+OWN_CODE = '{"auto_map": {"AutoModel": "modeling_own.Own"}}'
+TOKEN = "hf_" + 34 * "a"
 BROKEN = {
     "no folder": (lambda folder: folder.rename(folder.parent / "gone"), "there is no such folder"),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "it holds no model"),
@@ -238,7 +265,61 @@ BROKEN = {
     "half of the config": (truncate("config.json"), "config.json is no JSON"),
     "shards without an index": (shards, "no model.safetensors.index.json"),
     "a missing shard": (index_of_a_missing_shard, "names model-00002-of-00002.safetensors, which is not there"),
-    "weights elsewhere": (outside, "it holds no model"),
+    "weights elsewhere": (outside, "model.safetensors is a link that leads out of the folder"),
+    "weights in a pickle": (pickled, "its pytorch_model.bin is a pickle"),
+    "adapters beside a whole model": (
+        write("adapter_config.json", ADAPTER % '"user/base"'),
+        "holds model.safetensors and adapter_config.json, of which one is of another training",
+    ),
+    "a whole model in two forms": (
+        write("model.safetensors.index.json", '{"weight_map": {"a": "model.safetensors"}}'),
+        "holds model.safetensors and model.safetensors.index.json",
+    ),
+    "adapters of no base": (
+        both(adapters_alone, write("adapter_config.json", ADAPTER % "null")),
+        "adapters need a base model on the Hub, or nobody else could load them, not None",
+    ),
+    "adapters of a base on another machine": (
+        both(adapters_alone, write("adapter_config.json", ADAPTER % '"C:/models/base"')),
+        "not 'C:/models/base'",
+    ),
+    "an index that is a list": (both(shards, write("model.safetensors.index.json", "[]")), "index.json is a list"),
+    "an index of nothing": (both(shards, write("model.safetensors.index.json", "{}")), "index.json names no weights"),
+    "adapters that are a list": (
+        both(adapters_alone, write("adapter_config.json", "[]")),
+        "adapter_config.json is a list",
+    ),
+    "a module that is not there": (write("modules.json", DENSE), "names 1_Dense, which is empty or not there"),
+    "a module elsewhere": (
+        write("modules.json", '[{"path": "../other"}]'),
+        "names '../other', which is no",
+    ),
+    "no list of modules": (write("modules.json", '{"a": 1}'), "is no list of modules"),
+    "modules not yet": (write("config_sentence_transformers.json", "{}"), "but no modules.json"),
+    "a module in a pickle": (
+        both(write("modules.json", DENSE), write("1_Dense/config.json", "{}"), write("1_Dense/pytorch_model.bin", "")),
+        "its 1_Dense/pytorch_model.bin is a pickle",
+    ),
+    "a module of code": (
+        both(write("modules.json", DENSE), write("1_Dense/config.json", "{}"), write("1_Dense/dense.py", "")),
+        "its 1_Dense/dense.py is code",
+    ),
+    "a router's part that is not there": (
+        both(write("modules.json", '[{"path": ""}]'), write("router_config.json", ROUTER)),
+        "names query_0_Dense, which is empty or not there",
+    ),
+    "a model of code": (
+        both(write("config.json", OWN_CODE), write("modeling_own.py", "")),
+        "its modeling_own.py is code, which is never pushed, and nobody could load the model without it",
+    ),
+    "a vocabulary of another name": (
+        both(write("tokenizer_config.json", '{"tokenizer_class": "Mine"}'), write("words.lst", "a")),
+        "its tokenizer has no vocabulary under a known name; words.lst may be it",
+    ),
+    "a token in the card": (
+        write("README.md", f"`HF_TOKEN={TOKEN}`"),
+        "README.md holds what looks like",
+    ),
 }
 
 
@@ -249,6 +330,42 @@ def test_what_is_no_whole_model_is_named_and_the_hub_is_not_asked(hub, folder, c
     with pytest.raises(InputError, match=message):
         push_folder(folder, "user/model")
     assert hub.requests == []
+
+
+def test_what_is_left_out_is_named_with_the_reason_but_for_what_a_training_always_leaves(folder, caplog):
+    fill(folder, (*NOT_SHARED, *SHARED, "docs/a/guide.md", "own.py", "images/seen.jpg", "images/not seen.jpg"))
+    (folder / "README.md").write_text("![it](images/seen.jpg) ![](https://host/a.png) ![](../a.png)")
+    (folder / "eval_results.json").symlink_to(folder / "nowhere.json")
+    shared, left_out = contents(folder)
+    assert sorted(shared) == sorted([*SHARED, "images/seen.jpg"])
+    unknown, pickle = "no file of a model that is known", "a pickle, which may run code where it is loaded"
+    assert left_out == {
+        "docs/": unknown, "figures/deep/": unknown, "images/not seen.jpg": unknown, "notes.txt": unknown,
+        "own.py": "code, which is never pushed", "pytorch_model.bin": pickle,
+        "eval_results.json": "a link that leads out of the folder",
+    }  # fmt: skip
+
+
+def test_the_line_on_what_is_left_out_is_one(hub, folder, caplog):
+    fill(folder, ("notes.txt", "docs/guide.md"))
+    push_folder(folder, "user/model")
+    why = "no file of a model that is known"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"not pushed of {folder}: docs/ ({why}); notes.txt ({why})"
+    ]
+
+
+def test_what_would_be_loaded_in_the_place_of_a_pushed_model_goes(hub, folder):
+    push_folder(folder, "user/model")
+    old = ("adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "bpe.codes", "mine.txt", "README.md")
+    hub.repos["user/model"].files |= dict.fromkeys(old, b"old")
+    push_folder(folder, "user/model")
+    kept = {"config.json", "model.safetensors", "mine.txt", "README.md"}
+    # a tokenizer stays where none is pushed
+    assert set(hub.repos["user/model"].files) == kept | {"tokenizer.json", "bpe.codes"}
+    fill(folder, ("tokenizer.json", "tokenizer_config.json"))
+    push_folder(folder, "user/model")
+    assert set(hub.repos["user/model"].files) == kept | {"tokenizer.json", "tokenizer_config.json"}
 
 
 def test_the_working_directory_is_not_pushed(folder, monkeypatch):
