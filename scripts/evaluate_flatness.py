@@ -9,15 +9,20 @@ config tells which):
 
 Measured on the test split if the flags name one, else on the validation split: the metric as it is, its mean over
 draws of weight noise for each --sigma, the rise of the loss within each --rho, the largest eigenvalues of the Hessian
-(--hessian N). A table is printed; flatness.json, flatness.csv and flatness.png go to --output_dir. With --update_cards
-they go to the folder of each model too, and its model card is written again with what was measured of it.
+(--hessian N). A number that overflows is inf; what cannot be measured is nan, or left out, and a line says why: the
+rest is measured all the same. A table is printed; flatness.json, flatness.csv and flatness.png go to --output_dir.
+With --update_cards they go to the folder of each model too, and its model card is written again with what was measured
+of it.
 """
 
 import argparse
 import csv
+import difflib
 import importlib
+import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +30,7 @@ from typing import Any
 from transformers import PreTrainedModel, set_seed
 
 from hf_lookbehind import InputError, LookbehindConfig
+from hf_lookbehind.config import LookbehindWarning
 from hf_lookbehind.finetune.arguments import ModelArguments, is_lower_better
 from hf_lookbehind.finetune.models import load_config
 from hf_lookbehind.finetune.paths import check_folder_to_write
@@ -33,6 +39,7 @@ from hf_lookbehind.finetune.program import (
     RunStatus,
     is_main_process,
     no_empty_folder,
+    one_line,
     quiet_libraries,
     run_program,
 )
@@ -46,7 +53,7 @@ from hf_lookbehind.measures.sharpness import KINDS as SHARPNESS_KINDS
 from hf_lookbehind.measures.weight_noise import KINDS as NOISE_KINDS
 from hf_lookbehind.report import format_plus_minus, format_table, plot_accuracy_against_noise
 from hf_lookbehind.scripts.__main__ import module_name
-from hf_lookbehind.trainer.flatness import measured_batches, rated_by
+from hf_lookbehind.trainer.flatness import measured_batches, metric_of, metrics_on, rated_by
 
 # Which program trains a model, by what the name of its class ends with.
 PROGRAMS = {
@@ -58,6 +65,11 @@ PROGRAMS = {
     "MTModel": "seq2seq",  # Marian's
 }
 PLAIN = LookbehindConfig(k=0)
+# Lanczos steps at most, unless more eigenvalues are asked for.
+HESSIAN_STEPS = 100
+# Of a model without second derivatives, say, or one too large. Of several processes one may
+# be alone with its error, and the others would wait for it.
+_OWN_ERRORS = (RuntimeError,) if int(os.environ.get("WORLD_SIZE", "1")) == 1 else ()
 CSV_NAME, PLOT_NAME = "flatness.csv", "flatness.png"
 
 
@@ -131,7 +143,10 @@ def parse(argv: Sequence[str] | None) -> tuple[list[str], argparse.Namespace, li
     check_choice("--sharpness_kind", args.sharpness_kind, SHARPNESS_KINDS)
     if args.update_cards:
         for name in argv[:first]:
-            load_card(name)
+            try:
+                load_card(name)
+            except InputError as error:
+                raise InputError(f"--update_cards: {error}") from error
     if args.hessian < 0:
         raise InputError(f"--hessian {args.hessian} is not allowed: 0 or more")
     check_folder_to_write("--output_dir", args.output_dir)
@@ -152,13 +167,15 @@ def program_for(model: str) -> Any:
         if any(name.endswith(ending) for name in architectures):
             return importlib.import_module(module_name(program)).PROGRAM
     raise InputError(
-        f"{model!r} is {' or '.join(architectures) or 'of no known kind'}: one of {', '.join(PROGRAMS)} is needed"
+        f"{model!r} is {' or '.join(architectures) or 'of no known kind'}: a class that ends with one of "
+        f"{', '.join(PROGRAMS)} is needed"
     )
 
 
 def load(names: Sequence[str], args: argparse.Namespace, rest: Sequence[str]) -> list[Subject]:
     """All models, each with the data as its own processor or tokenizer prepares them."""
     program, subjects = program_for(names[0]), []
+    _refuse_slips(rest, program)
     for name in names[1:]:
         if program_for(name) is not program:
             raise InputError(f"{name!r} is of another kind than {names[0]!r}: measure them in runs of their own")
@@ -175,7 +192,8 @@ def load(names: Sequence[str], args: argparse.Namespace, rest: Sequence[str]) ->
         task = program.prepare(parsed)
         split = next((name for name in ("test", "validation") if name in task.datasets), None)
         if split is None:
-            raise InputError("there is nothing to measure on: --train_val_split 0, and no --test_split")
+            files = ", --test_file" if hasattr(parsed.data, "test_file") else ""
+            raise InputError(f"there is nothing to measure on: give --test_split{files}, or --train_val_split above 0")
         set_seed(parsed.training.seed)
         trainer = task.make_trainer(task.make_model(parsed.training.seed, parsed.model), parsed.training, PLAIN)
         # of one name, the second says which it is
@@ -183,44 +201,98 @@ def load(names: Sequence[str], args: argparse.Namespace, rest: Sequence[str]) ->
         metric = next(iter(task.metrics.keys), "loss")
         # as its flag calls it
         said = getattr(parsed.data, f"{split}_split") or split
+        size = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+        if args.hessian > size:
+            raise InputError(f"--hessian {args.hessian} is not allowed: {name!r} has {size} parameters to train")
         subjects.append(Subject(label, trainer, task.datasets[split], said, metric))
     return subjects
 
 
-def measure(subject: Subject, args: argparse.Namespace) -> dict[str, Any]:
-    """All that is asked for, as plain data. All processes call it, and get the same."""
+def _refuse_slips(rest: Sequence[str], program: Any) -> None:
+    """A slip in a flag of this program, to which the other one would suggest one of its own; and a model as a flag.
+
+    Raises:
+        InputError
+    """
+    own, others = make_parser()._option_string_actions, program.make_parser()._option_string_actions
+    for flag in (word.partition("=")[0] for word in rest if word.startswith("--")):
+        if flag == "--model_name_or_path":
+            raise InputError(
+                "--model_name_or_path is not allowed: folders or ids of models come first, then the flags"
+            )
+        meant = [] if flag in others else difflib.get_close_matches(flag, own, n=1, cutoff=0.8)
+        if meant:
+            raise InputError(f"unknown flag {flag}: did you mean {meant[0]}?")
+
+
+def measure(subject: Subject, args: argparse.Namespace, record: dict[str, Any]) -> None:
+    """All that is asked for, as plain data, into a record. All processes call it, and get the same.
+
+    What cannot be measured is in `not_measured`, with the reason, and on stderr; the rest is measured all the same.
+    """
     trainer, model = subject.trainer, subject.model.to(subject.trainer.args.device)
-    clean = trainer.predict(subject.data, metric_key_prefix="flat").metrics
-    record: dict[str, Any] = {
+    clean = metrics_on(trainer, subject.data)
+    record |= {
         "model": subject.name,
         "metric": subject.metric,
         "split": subject.split,
         "examples": len(subject.data),
-        "value": clean[f"flat_{subject.metric}"],
-        "loss": clean["flat_loss"],
+        "value": metric_of(clean, subject.metric),
+        "loss": metric_of(clean, "loss"),
     }
-    if args.sigma:
-        record["weight_noise"] = weight_noise(
-            model,
-            rated_by(trainer, subject.data, subject.metric),
-            args.sigma,
-            kind=args.noise_kind,
-            draws=args.draws,
-            seed=args.measure_seed,
-            greater_is_better=not is_lower_better(subject.metric),
-        )
     batches = measured_batches(trainer, subject.data, args.max_examples) if args.rho or args.hessian else []
-    if args.rho:
-        kind = {"kind": args.sharpness_kind, "steps": args.sharpness_steps, "adaptive": args.adaptive}
-        found = sharpness(model, batches, args.rho, seed=args.measure_seed, **kind)
-        record["sharpness"] = [{"rho": rho, "rise": rise} for rho, rise in found.items()]
-    if args.hessian:
-        record["hessian_eigenvalues"] = hessian_eigenvalues(model, batches, args.hessian, seed=args.measure_seed)
-    return record
+    how = {
+        "weight_noise": lambda: _weight_noise(subject, args),
+        "sharpness": lambda: _sharpness(model, batches, args),
+        "hessian_eigenvalues": lambda: hessian_eigenvalues(
+            model, batches, args.hessian, seed=args.measure_seed, steps=max(HESSIAN_STEPS, args.hessian)
+        ),
+    }
+    for name, is_wanted in zip(how, (args.sigma, args.rho, args.hessian), strict=True):
+        if is_wanted:
+            _attempt(record, name, how[name])
+
+
+def _attempt(record: dict[str, Any], name: str, find: Callable[[], Any]) -> None:
+    """What `find` gives, under its name, or why there is none; warnings say of which model they are."""
+    problems = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", LookbehindWarning)
+        try:
+            record[name] = find()
+        except (InputError, *_OWN_ERRORS) as error:
+            why = one_line(error) if isinstance(error, InputError) else one_line(f"{type(error).__name__}: {error}")
+            record.setdefault("not_measured", {})[name] = why
+            problems.append(f"{name.replace('_', ' ')} not measured: {why}")
+    for warning in caught:
+        if issubclass(warning.category, LookbehindWarning):
+            problems.append(str(warning.message))
+        else:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    for problem in problems if is_main_process() else ():
+        sys.stderr.write(f"{record['model']}: {problem}\n")
+
+
+def _weight_noise(subject: Subject, args: argparse.Namespace) -> list[dict[str, Any]]:
+    return weight_noise(
+        subject.model,
+        rated_by(subject.trainer, subject.data, subject.metric),
+        args.sigma,
+        kind=args.noise_kind,
+        draws=args.draws,
+        seed=args.measure_seed,
+        greater_is_better=not is_lower_better(subject.metric),
+    )
+
+
+def _sharpness(model: Any, batches: Sequence[Any], args: argparse.Namespace) -> list[dict[str, float]]:
+    kind = {"kind": args.sharpness_kind, "steps": args.sharpness_steps, "adaptive": args.adaptive}
+    found = sharpness(model, batches, args.rho, seed=args.measure_seed, **kind)
+    return [{"rho": rho, "rise": rise} for rho, rise in found.items()]
 
 
 def results_table(records: Sequence[dict[str, Any]]) -> str:
-    """A row per model."""
+    """A row per model, empty where something was not measured of it."""
     rows = []
     for record in records:
         row: dict[str, Any] = {"model": record["model"], record["metric"]: f"{record['value']:.4g}"}
@@ -231,16 +303,23 @@ def results_table(records: Sequence[dict[str, Any]]) -> str:
         for i, value in enumerate(record.get("hessian_eigenvalues", ()), 1):
             row[f"eigenvalue {i}"] = f"{value:.4g}"
         rows.append(row)
-    return format_table(rows)
+    return format_table(rows, {name: name for row in rows for name in row})
 
 
 def save(records: Sequence[dict[str, Any]], settings: dict[str, Any], folder: Path) -> None:
     """The results as JSON, as a table with a row per number, and as a picture where there is noise to draw."""
     folder.mkdir(parents=True, exist_ok=True)
-    names = " and ".join(record["model"] for record in records)
+    noisy = [record for record in records if "weight_noise" in record]
+    names = " and ".join(record["model"] for record in noisy)
     alt = f"{records[0]['metric']} of {names} against {settings['noise_kind']} weight noise; bars: 1 sd over the draws"
-    write_flatness(folder, records, settings, {PLOT_NAME: alt} if settings["sigma"] else {})
-    with (folder / CSV_NAME).open("w", newline="", encoding="utf-8") as file:
+    write_flatness(folder, records, settings, {PLOT_NAME: alt} if noisy else {})
+    _write_csv(records, folder / CSV_NAME)
+    if noisy:
+        _plot_noise(noisy, settings["noise_kind"], folder / PLOT_NAME)
+
+
+def _write_csv(records: Sequence[dict[str, Any]], path: Path) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["model", "measure", "at", "value", "sd"])
         for record in records:
@@ -258,18 +337,15 @@ def save(records: Sequence[dict[str, Any]], settings: dict[str, Any], folder: Pa
                 [name, "hessian_eigenvalue", i, value, ""]
                 for i, value in enumerate(record.get("hessian_eigenvalues", ()), 1)
             )
-    if settings["sigma"]:
-        curves = {}
-        for record in records:
-            noise = record["weight_noise"]
-            points = [(0.0, record["value"], 0.0), *((n["sigma"], n["mean"], n["sd"]) for n in noise if n["sigma"])]
-            curves[record["model"]] = tuple(zip(*points, strict=True))
-        plot_accuracy_against_noise(
-            curves,
-            folder / PLOT_NAME,
-            xlabel=rf"{settings['noise_kind']} weight noise $\sigma$",
-            ylabel=records[0]["metric"],
-        )
+
+
+def _plot_noise(records: Sequence[dict[str, Any]], kind: str, path: Path) -> None:
+    curves = {}
+    for record in records:
+        noise = record["weight_noise"]
+        points = [(0.0, record["value"], 0.0), *((n["sigma"], n["mean"], n["sd"]) for n in noise if n["sigma"])]
+        curves[record["model"]] = tuple(zip(*points, strict=True))
+    plot_accuracy_against_noise(curves, path, xlabel=rf"{kind} weight noise $\sigma$", ylabel=records[0]["metric"])
 
 
 def evaluate(argv: Sequence[str] | None = None, status: RunStatus | None = None) -> list[dict[str, Any]]:
@@ -285,15 +361,22 @@ def evaluate(argv: Sequence[str] | None = None, status: RunStatus | None = None)
         if status is not None:
             status.output_dir = Path(args.output_dir)
             status.start()
-        records = [measure(subject, args) for subject in subjects]
-    if is_main_process():
         settings = {name: value for name, value in vars(args).items() if name not in ("output_dir", "update_cards")}
         settings["flags"] = redact_flags(rest)  # of the program, such as those of the data
-        save(records, settings, Path(args.output_dir))
-        if args.update_cards:
-            for name, record in zip(names, records, strict=True):
-                save([record], settings, Path(name))
-                save_card(load_card(name), name)
+        records: list[dict[str, Any]] = []
+        try:
+            for subject in subjects:
+                record: dict[str, Any] = {}
+                records.append(record)
+                measure(subject, args, record)
+        finally:  # what has been measured is kept, also where something ends it
+            records = [record for record in records if record]
+            if records and is_main_process():
+                save(records, settings, Path(args.output_dir))
+    if is_main_process() and args.update_cards:
+        for name, record in zip(names, records, strict=True):
+            save([record], settings, Path(name))
+            save_card(load_card(name), name)
     return records
 
 

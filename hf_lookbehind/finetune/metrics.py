@@ -220,14 +220,15 @@ def of_numbers(names: Sequence[str]) -> Metrics:
 
     def mse(references: Any, predictions: Any) -> dict[str, float]:
         """Mean squared error."""
-        return {"mse": float(sklearn_metrics.mean_squared_error(references, predictions))}
+        # sklearn's refuses what is not finite, and with it the whole evaluation
+        return {"mse": float(np.mean(np.square(np.subtract(predictions, references, dtype=np.float64))))}
 
     def pearson(references: Any, predictions: Any) -> dict[str, float]:
-        """Correlation, from -1 to 1; 0 where one side does not vary."""
+        """Correlation, from -1 to 1; 0 where one side does not vary, nan where a prediction is no number."""
         return {"pearson": _correlation(stats.pearsonr, references, predictions)}
 
     def spearmanr(references: Any, predictions: Any) -> dict[str, float]:
-        """Correlation of the ranks, from -1 to 1; 0 where one side does not vary."""
+        """Correlation of the ranks, alike."""
         return {"spearmanr": _correlation(stats.spearmanr, references, predictions)}
 
     shipped = {"pearson": pearson, "spearmanr": spearmanr, "mse": mse}
@@ -241,6 +242,8 @@ def of_numbers(names: Sequence[str]) -> Metrics:
 
 
 def _correlation(function: Any, references: Any, predictions: Any) -> float:
+    if not np.isfinite(predictions).all():
+        return math.nan
     varies = len(references) > 1 and np.ptp(references) > 0 and np.ptp(predictions) > 0
     return float(function(references, predictions).statistic) if varies else 0.0
 

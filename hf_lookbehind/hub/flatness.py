@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from ..config import LookbehindWarning
-from ..report import format_plus_minus, format_table
+from ..report import format_number, format_plus_minus, format_table
 from .names import ADAPTER_WEIGHTS_NAME, SHARDS, WEIGHTS_NAME
 
 FLATNESS_NAME = "flatness.json"
+# What is text in a record, whatever it says.
+TEXTS = ("model", "metric", "split", "flags")
 # of `measures.sharpness`, in words
 KINDS = {
     "worst": "worst case, {steps} ascent steps",
@@ -36,7 +38,7 @@ def write_flatness(
         folder: of the model, or of several models' results.
         records: of a model each: `metric`, `value`, `examples`, `split`, and what was measured: `weight_noise`
             (records of `measures.weight_noise`), `sharpness` (records of `rho` and `rise` of the loss),
-            `hessian_eigenvalues`.
+            `hessian_eigenvalues`; and `not_measured`, the reason by the name of what could not be.
         settings: how: `noise_kind`, `draws`, `sharpness_kind`, `sharpness_steps`, `adaptive`, `max_examples`.
         figures: alternative text by path in the folder. Default: none.
     """
@@ -107,7 +109,7 @@ def how_measured(content: Mapping[str, Any]) -> list[str]:
     if record:
         said.append(
             f"On {record['examples']} examples (`{record['split']}`): without noise the {record['metric']} is "
-            f"{record['value']:.3f}."
+            f"{format_number(record['value'], 3)}."
         )
     if "weight_noise" in record:
         said.append(f"Weight noise: {settings['noise_kind']}, mean +- sd over {settings['draws']} draws.")
@@ -117,7 +119,9 @@ def how_measured(content: Mapping[str, Any]) -> list[str]:
         examples = min(settings["max_examples"], record["examples"])
         said.append(f"Sharpness: the rise of the loss within a radius rho ({kind}{scaled}; {examples} examples).")
     names = {"sharpness": "sharpness", "weight_noise": "robustness to noisy weights"}
-    missing = [words for name, words in names.items() if name not in record]
+    failed = record.get("not_measured", {})
+    said += [f"{name.replace('_', ' ').capitalize()}: not measured ({why})." for name, why in failed.items()]
+    missing = [words for name, words in names.items() if name not in record and name not in failed]
     if missing:
         said.append(f"{' and '.join(missing).capitalize()}: not measured; see `hf-lookbehind flatness`.")
     return said
@@ -136,9 +140,10 @@ def _to_json(value: Any) -> Any:
     return [_to_json(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
-def _from_json(value: Any) -> Any:
+def _from_json(value: Any, name: str = "") -> Any:
+    """A model may be called nan."""
     if isinstance(value, dict):
-        return {name: _from_json(inner) for name, inner in value.items()}
+        return {name: _from_json(inner, name) for name, inner in value.items()}
     if isinstance(value, list):
-        return [_from_json(inner) for inner in value]
-    return float(value) if value in ("inf", "-inf", "nan") else value
+        return [_from_json(inner, name) for inner in value]
+    return float(value) if value in ("inf", "-inf", "nan") and name not in TEXTS else value

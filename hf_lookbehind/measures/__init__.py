@@ -2,12 +2,14 @@
 
 from .hessian import hessian_eigenvalues, hessian_trace
 from .landscape import LossLine, LossPlane, loss_line, loss_plane
+from .mean_loss import NotFiniteError
 from .sharpness import sharpness
 from .weight_noise import weight_noise
 
 __all__ = [
     "LossLine",
     "LossPlane",
+    "NotFiniteError",
     "hessian_eigenvalues",
     "hessian_trace",
     "loss_line",

@@ -1,7 +1,6 @@
 """`hessian_eigenvalues` and `hessian_trace`: the curvature of the loss at the weights."""
 
 import math
-import statistics
 import warnings
 from collections.abc import Iterable
 from typing import Any
@@ -17,6 +16,7 @@ from .arguments import check_number, check_whole
 from .intact import Weight, unwrapped
 from .mean_loss import LossFn, MeanLoss, check_finite, measured, trainable
 from .noise import normal
+from .spread import mean_and_sd
 
 
 def hessian_eigenvalues(
@@ -47,11 +47,12 @@ def hessian_eigenvalues(
             the error is mostly its square). Default 1e-4.
 
     Returns:
-        n eigenvalues, largest first. An eigenvalue that occurs several times may be counted once.
+        n eigenvalues, largest first. An eigenvalue that occurs several times may be counted once. All are nan, with a
+        warning, where a second derivative is not finite.
 
     Raises:
         InputError: an argument is not as described, or the parameters are sharded.
-        LookbehindWarning: a warning, where `steps` did not suffice.
+        LookbehindWarning: a warning, where `steps` did not suffice, or a second derivative is not finite.
 
     Example:
         >>> model = nn.Linear(3, 1, bias=False)
@@ -111,8 +112,8 @@ def hessian_trace(
             z = hessian.draw(seed, draw)
             z = torch.where(z < 0, -1.0, 1.0).to(z.dtype)
             values.append(torch.dot(z, hessian @ z).item())
-    spread = statistics.stdev(values) / math.sqrt(draws) if draws > 1 else 0.0
-    return {"trace": statistics.fmean(values), "standard_error": spread, "values": values}
+    mean, sd = mean_and_sd(values)
+    return {"trace": mean, "standard_error": sd / math.sqrt(draws), "values": values}
 
 
 def _measured_whole(model: nn.Module, batches: Iterable[Any], loss_fn: LossFn | None) -> Any:
@@ -172,6 +173,9 @@ def _lanczos(hessian: _Hessian, n: int, seed: int, steps: int, tolerance: float)
     while True:
         residual = hessian @ basis[-1]
         alphas.append(torch.dot(basis[-1], residual).item())
+        if not math.isfinite(alphas[-1]) or not math.isfinite(residual.norm().item()):
+            _warn("the eigenvalues of the Hessian are nan: a second derivative of the loss is not finite")
+            return [math.nan] * n
         _orthogonalise_(residual, basis)
         beta = residual.norm().item()
         tridiagonal = torch.diag(torch.tensor(alphas, dtype=torch.float64))
@@ -189,7 +193,8 @@ def _lanczos(hessian: _Hessian, n: int, seed: int, steps: int, tolerance: float)
             return largest.tolist()
         if len(alphas) == steps:
             if not is_invariant:
-                _warn(steps, errors.max().item() / scale, tolerance)
+                known = f"{errors.max().item() / scale:.1g} of the largest in magnitude"
+                _warn(f"after {steps} steps the eigenvalues are known to {known}, not to {tolerance:g}")
             return largest.tolist()
         if is_invariant:
             residual = hessian.draw(seed, len(alphas))
@@ -205,10 +210,5 @@ def _orthogonalise_(vector: Tensor, basis: list[Tensor]) -> None:
             vector.sub_(direction * torch.dot(direction, vector))
 
 
-def _warn(steps: int, error: float, tolerance: float) -> None:
-    warnings.warn(
-        f"after steps={steps} the eigenvalues are known to {error:.1g} of the largest in magnitude, not to "
-        f"tolerance={tolerance:g}. Allow more steps",
-        LookbehindWarning,
-        stacklevel=4,
-    )
+def _warn(problem: str) -> None:
+    warnings.warn(problem, LookbehindWarning, stacklevel=4)

@@ -173,10 +173,14 @@ def trainable(model: nn.Module) -> list[Tensor]:
     return parameters
 
 
+class NotFiniteError(InputError):
+    """The loss of the model itself is not finite: there is nothing from which it could rise."""
+
+
 def check_finite(loss: float) -> float:
     """The loss at w itself, from which increases are measured."""
     if not math.isfinite(loss):
-        raise InputError(f"the loss of the model on these batches is {loss}: a finite loss is needed")
+        raise NotFiniteError(f"the loss of the model on these batches is {loss}: a finite loss is needed")
     return loss
 
 

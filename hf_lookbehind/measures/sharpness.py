@@ -77,7 +77,8 @@ def sharpness(
         seed: of the Gaussian draws, and of the first direction where the gradient is exactly zero. Default 0.
 
     Returns:
-        The loss increase by radius, in the given order; inf where a perturbed loss is not finite.
+        The loss increase by radius, in the given order; inf where a perturbed loss is not finite; nan, and a warning,
+        where it cannot be measured: a gradient is not finite where the loss is, or the radius is beyond the numbers.
 
     Raises:
         InputError: an argument is not as described, or the loss at w is not finite.
@@ -106,14 +107,23 @@ def sharpness(
     scaled = {names[id(p)][0] for p in parameters if adaptive and is_scaled(p, names)}
     if adaptive and not scaled:
         warnings.warn(
-            "adaptive=True scales tensors whose name contains 'weight', and none of those perturbed does: the result "
-            "is that of adaptive=False",
+            "adaptive radii scale tensors whose name contains 'weight', and none of those perturbed does: the result "
+            "is that of plain ones",
             LookbehindWarning,
             stacklevel=2,
         )
     with measured(model, batches, loss_fn, parameters) as (loss, weights), torch.no_grad():
         increases = KINDS[kind](_Around(loss, weights, scaled, float(eta), steps, seed), rhos)
-    return dict(zip(rhos, increases, strict=True))
+    found = dict(zip(rhos, increases, strict=True))
+    unknown = [f"{rho:g}" for rho, increase in found.items() if math.isnan(increase)]
+    if unknown:
+        warnings.warn(
+            f"the rise of the loss within radius {', '.join(unknown)} cannot be measured, and is nan: a gradient or a "
+            "step is beyond the numbers",
+            LookbehindWarning,
+            stacklevel=2,
+        )
+    return found
 
 
 class _Around:
@@ -141,10 +151,17 @@ class _Around:
             norm = self._gradient_norm()
             for i, rho in enumerate(rhos, 1):
                 self._go_home()
-                self._step(rho / (norm + NORM_EPSILON))
-                totals[i] += self._loss.value_of(batch)
+                totals[i] += self._after_a_step(batch, rho, norm)
         at_home, *moved = self._loss.mean_over_batches(totals)
-        return [_or_infinite(mean) - check_finite(at_home) for mean in moved]
+        return [mean - check_finite(at_home) for mean in moved]
+
+    def _after_a_step(self, batch: Any, rho: float, norm: float) -> float:
+        """The loss of a batch a step of length rho from w; nan for one beyond the numbers of the weights."""
+        step = rho / (norm + NORM_EPSILON)
+        if not math.isfinite(norm) or any(step > torch.finfo(w.moved.dtype).max for w in self._weights):
+            return math.nan
+        self._step(step)
+        return _or_infinite(self._loss.value_of(batch))
 
     def _gradient_norm(self) -> float:
         """||T g||, at w."""
@@ -166,18 +183,23 @@ class _Around:
             yield [p for p, _ in chosen], [g for _, g in chosen]
 
     def _climb(self, rho: float) -> float:
-        """The highest loss that projected ascent from w meets."""
+        """The highest loss that projected ascent from w meets; nan where a step cannot be taken."""
         self._go_home()
         highest = -math.inf
         for step in range(self._steps):
             highest = max(highest, _or_infinite(self._loss.gradient()))
             if math.isinf(highest):
                 return highest
-            self._ascend(rho, step)
+            if not self._ascend(rho, step):
+                return math.nan
         return max(highest, _or_infinite(self._loss.value()))
 
-    def _ascend(self, rho: float, step: int) -> None:
-        """One step of length rho from u, and back to the ball; u is made in the gradients' own memory."""
+    def _ascend(self, rho: float, step: int) -> bool:
+        """One step of length rho from u, and back to the ball; u is made in the gradients' own memory.
+
+        Returns:
+            False, and nothing has moved, where a length is not finite: divided by it, all steps would be none.
+        """
         used = [(w, g) for w in self._weights if (g := w.gradient) is not None]
         weights, gradients = [w for w, _ in used], [g for _, g in used]
         for w, g in used:
@@ -188,14 +210,15 @@ class _Around:
                 g.copy_(normal(w.name, w.parameter, self._seed, step))
             norm = length(gradients, weights)
         if not math.isfinite(norm):
-            raise InputError(
-                f"the gradient of the loss has norm {norm} where the loss is finite: no ascent from there"
-            )
+            return False
         for w, g in used:
             g.mul_(rho / (norm + NORM_EPSILON)).add_((w.moved - w.home).div_(self._t(w)))
-        shrink = min(1.0, rho / (length(gradients, weights) + NORM_EPSILON))
+        reached = length(gradients, weights)
+        if not math.isfinite(reached):
+            return False
         for w, g in used:
-            w.put(g.mul_(shrink).mul_(self._t(w)))
+            w.put(g.mul_(min(1.0, rho / (reached + NORM_EPSILON))).mul_(self._t(w)))
+        return True
 
     def _mean_over_draws(self, sigma: float) -> float:
         total = 0.0

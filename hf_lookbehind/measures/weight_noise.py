@@ -1,7 +1,6 @@
 """`weight_noise`: how well a model works when its weights are not quite what training left."""
 
 import math
-import statistics
 from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Any
@@ -16,6 +15,7 @@ from ..optim.shards import check_layout, drop_whole_copies, sum_over_shards
 from .arguments import check_choice, check_flag, check_numbers, check_whole
 from .intact import Weight, intact, moved_in_place
 from .noise import normal
+from .spread import mean_and_sd
 
 KINDS = ("multiplicative", "additive")
 
@@ -65,12 +65,12 @@ def weight_noise(
 
     Returns:
         One record per sigma, in the given order: `sigma`; `values`, the result of each draw; their `mean`; `sd`, the
-        sample standard deviation (0.0 for one draw); `worst`, the lowest of them, or with `greater_is_better=False`
-        the highest.
+        sample standard deviation (0.0 for one draw, nan where the mean is not finite); `worst`, the lowest of them, or
+        with `greater_is_better=False` the highest. A result that is nan is the worst, and makes the mean nan.
 
     Raises:
         InputError: an argument is not as described, `target_parameters` matches no floating-point parameter, or
-            `evaluate` gives nan or no number.
+            `evaluate` gives no number.
 
     Example:
         >>> model = nn.Linear(2, 1, bias=False)
@@ -90,7 +90,7 @@ def weight_noise(
     levels = check_numbers("sigmas", sigmas, of="noise levels", least=0)
     drop_whole_copies(model)  # which FSDP2's modules hold after a forward without a backward
     parameters = _select(model, target_parameters)
-    worst, has_gradients, records = min if greater_is_better else max, torch.is_grad_enabled(), []
+    has_gradients, records = torch.is_grad_enabled(), []
 
     def run() -> Any:
         model.eval()
@@ -109,7 +109,7 @@ def weight_noise(
                 _perturb(weights, maxima, sigma, seed, draw)
                 drop_whole_copies(model)
                 values.append(_number(same_function(run, on_part=True), sigma, draw))
-            records.append(_record(sigma, values if sigma > 0 else values * draws, worst))
+            records.append(_record(sigma, values if sigma > 0 else values * draws, greater_is_better))
     return records
 
 
@@ -149,16 +149,18 @@ def _maxima(weights: list[Weight]) -> Tensor:
 def _number(value: Any, sigma: float, draw: int) -> float:
     if isinstance(value, Tensor) and value.numel() == 1:
         value = value.item()
-    if not isinstance(value, Real) or math.isnan(value):
+    if not isinstance(value, Real):
         raise InputError(f"evaluate(model) gave {value!r} at sigma={sigma:g}, draw {draw}: a number is wanted")
     return float(value)
 
 
-def _record(sigma: float, values: list[float], worst: Callable[[list[float]], float]) -> dict[str, Any]:
+def _record(sigma: float, values: list[float], greater_is_better: bool) -> dict[str, Any]:
+    mean, sd = mean_and_sd(values)
+    worst = math.nan if any(map(math.isnan, values)) else min(values) if greater_is_better else max(values)
     return {
         "sigma": sigma,
-        "mean": statistics.fmean(values),
-        "sd": statistics.stdev(values) if len(values) > 1 else 0.0,
-        "worst": worst(values),
+        "mean": mean,
+        "sd": sd,
+        "worst": worst,
         "values": values,
     }

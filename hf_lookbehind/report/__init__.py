@@ -10,10 +10,11 @@ from .plots import (
     plot_training,
 )
 from .statistics import mean_sd, paired_difference, paired_interval, share_kept
-from .tables import format_plus_minus, format_table
+from .tables import format_number, format_plus_minus, format_table
 
 __all__ = [
     "Grid",
+    "format_number",
     "format_plus_minus",
     "format_table",
     "mean_sd",

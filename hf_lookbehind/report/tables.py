@@ -1,16 +1,29 @@
 """Tables that read well in a terminal and are valid GitHub markdown."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Number
 
 
 def format_plus_minus(mean: float, spread: float, digits: int = 1) -> str:
-    """
+    """A mean and its spread; of a mean that is not finite, that alone.
+
     Example:
-        >>> format_plus_minus(71.234, 0.81)
-        '71.2 +- 0.8'
+        >>> format_plus_minus(71.234, 0.81), format_plus_minus(float("inf"), float("nan"))
+        ('71.2 +- 0.8', 'inf')
     """
-    return f"{mean:.{digits}f} +- {spread:.{digits}f}"
+    shown = format_number(mean, digits)
+    return f"{shown} +- {format_number(spread, digits)}" if math.isfinite(mean) else shown
+
+
+def format_number(value: float, digits: int) -> str:
+    """With so many digits after the point; a large one in powers of ten.
+
+    Example:
+        >>> format_number(71.234, 1), format_number(3.5e300, 1)
+        ('71.2', '3.5e+300')
+    """
+    return f"{value:.{digits}f}" if abs(value) < 1e6 or not math.isfinite(value) else f"{value:.4g}"
 
 
 def format_table(rows: Sequence[Mapping[str, object]], columns: Mapping[str, str] | None = None) -> str:

@@ -27,6 +27,7 @@ from ..hub.model_card import keep_own_card, render_flatness, render_method, writ
 from ..hub.names import CARD_NAME
 from ..hub.push import NotPushedError, push_command, push_folder
 from ..optim.base_optimizer import unwrap_accelerate
+from .pushable import refuse_unpushable
 
 try:
     import resource
@@ -151,10 +152,11 @@ def push(
     """`Trainer.push_to_hub`: everything is on disk before the Hub is asked, and only a model's files are uploaded.
 
     Raises:
-        InputError: the folder cannot be pushed, see `push_folder`.
+        InputError: the model or its folder cannot be pushed, see `refuse_unpushable` and `push_folder`.
         NotPushedError: the Hub cannot be reached, refuses, or does not answer in time; the model is in the folder.
     """
     args = trainer.args
+    refuse_unpushable(trainer, "push_to_hub()")
     trainer.callback_handler.on_push_begin(args, trainer.state, trainer.control)
     trainer.save_model(_internal_call=True)
     if not trainer.is_world_process_zero():

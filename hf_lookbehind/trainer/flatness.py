@@ -1,14 +1,22 @@
 """`FlatnessCallback`: sharpness and robustness to noisy weights, measured while a Trainer trains."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import datasets
 import torch.distributed as dist
 from transformers import Trainer, TrainerCallback
+from transformers.utils import logging
 
 from ..config import InputError
-from ..measures import sharpness, weight_noise
+from ..measures import NotFiniteError, sharpness, weight_noise
+
+logger = logging.get_logger(__name__)
+
+
+# What the Trainer reports of an evaluation beside its metrics.
+_NO_METRICS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 
 
 def measured_batches(trainer: Trainer, dataset: Any = None, max_examples: int | None = None) -> list[Any]:
@@ -47,20 +55,37 @@ def _dataset_of(trainer: Trainer, dataset: Any) -> Any:
 
 
 def rated_by(trainer: Trainer, dataset: Any, metric: str) -> Any:
-    """A function of a model that gives its metric on a dataset, as `Trainer.predict` computes it."""
+    """A function of a model that gives its metric on a dataset, as `Trainer.predict` computes it.
 
-    def evaluate(model: Any) -> float:
-        return trainer.predict(dataset, metric_key_prefix="flat").metrics[f"flat_{metric}"]  # pyright: ignore
+    It raises `InputError` where the Trainer computes no such metric.
+    """
+    return lambda model: metric_of(metrics_on(trainer, dataset), metric)
 
-    return evaluate
+
+def metrics_on(trainer: Trainer, dataset: Any) -> dict[str, float]:
+    """What `Trainer.predict` computes on a dataset, without a prefix."""
+    found = trainer.predict(dataset, metric_key_prefix="flat").metrics or {}
+    return {name.removeprefix("flat_"): value for name, value in found.items()}
+
+
+def metric_of(metrics: Mapping[str, float], name: str) -> float:
+    """One of the metrics.
+
+    Raises:
+        InputError: it is none of them.
+    """
+    if name not in metrics:
+        found = ", ".join(n for n in metrics if n not in _NO_METRICS) or "none"
+        raise InputError(f"the evaluation gives no metric {name!r}, but {found}")
+    return metrics[name]
 
 
 class FlatnessCallback(TrainerCallback):
     """Measures the slow weights on the validation set every n epochs, and logs what it finds.
 
     Logged are `flatness_sharpness_<rho>`, the rise of the loss within the radius rho, and `flatness_noise_<sigma>`,
-    the mean of a metric under weight noise. The training goes on as it would have without: weights, buffers,
-    gradients, modes and random states are put back bit for bit.
+    the mean of a metric under weight noise; nan for what cannot be measured, of which a warning says why. The training
+    goes on as it would have without: weights, buffers, gradients, modes and random states are put back bit for bit.
 
     Args:
         trainer: that the callback is added to: `trainer.add_callback(FlatnessCallback(trainer, rhos=[0.05]))`.
@@ -74,8 +99,8 @@ class FlatnessCallback(TrainerCallback):
         sharpness_settings: further arguments of `sharpness`, such as `kind` and `steps`.
 
     Raises:
-        InputError: there is no validation set, or there are several; there is nothing to measure; or the training data
-            has no length, so that its epochs cannot be counted.
+        InputError: there is no validation set, or there are several; there is nothing to measure; nothing computes the
+            metric; or the training data has no length, so that its epochs cannot be counted.
     """
 
     def __init__(
@@ -96,6 +121,8 @@ class FlatnessCallback(TrainerCallback):
         if every < 1:
             raise InputError(f"every={every} is not allowed: 1 or more epochs")
         _dataset_of(trainer, dataset)
+        if sigmas and metric != "loss" and trainer.compute_metrics is None:
+            raise InputError(f"metric={metric!r} is not allowed: the Trainer has no compute_metrics, and 'loss' alone")
         if not hasattr(trainer.train_dataset, "__len__"):
             raise InputError("FlatnessCallback counts epochs: it needs a train_dataset with a length")
         self.trainer, self.rhos, self.sigmas, self.every = trainer, rhos, sigmas, every
@@ -114,7 +141,11 @@ class FlatnessCallback(TrainerCallback):
         dataset = _dataset_of(trainer, self.dataset)
         if self.rhos:
             batches = [trainer._prepare_inputs(b) for b in measured_batches(trainer, dataset, self.max_examples)]
-            measured = sharpness(model, batches, self.rhos, loss_fn=_loss_of(trainer), **self.sharpness_settings)
+            try:
+                measured = sharpness(model, batches, self.rhos, loss_fn=_loss_of(trainer), **self.sharpness_settings)
+            except NotFiniteError as error:  # of the model as it is: the training decides what becomes of that
+                logger.warning(f"the sharpness cannot be measured, and is logged as nan: {error}")
+                measured = dict.fromkeys(map(float, self.rhos), math.nan)
             found |= {f"flatness_sharpness_{rho:g}": rise for rho, rise in measured.items()}
         if self.sigmas:
             evaluate = rated_by(trainer, dataset, self.metric)

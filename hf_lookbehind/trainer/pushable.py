@@ -19,7 +19,7 @@ _LIBRARIES = {"transformers", "sentence_transformers", "torch", "peft"}
 
 
 def refuse_unpushable(trainer: Any, said: str) -> None:
-    """Refuse, before the training, a model, tokenizer or processor of which a push could not share all that it needs.
+    """Refuse a model, tokenizer or processor of which a push could not share all that it needs: before the training.
 
     Tokenizers and processors, and modules of sentence-transformers that a user has written, are saved to a temporary
     folder to see what their files are called.
@@ -53,7 +53,7 @@ def refuse_other_model(trainer: Any, said: str) -> None:
 
 def _peft_configs(model: Any) -> Iterator[Any]:
     """Of all adapters, also those within a module of sentence-transformers."""
-    found = (vars(module).get("peft_config") for module in model.modules())
+    found = (getattr(module, "peft_config", None) for module in model.modules())
     return (config for configs in found if isinstance(configs, dict) for config in configs.values())
 
 
@@ -71,7 +71,7 @@ def _processor(trainer: Any) -> Any:
 def _own_code(trainer: Any) -> Iterator[str]:
     processor = _processor(trainer)
     parts = [processor, *(vars(processor).values() if hasattr(processor, "__dict__") else ())]
-    for part in (*trainer.model.modules(), *parts):
+    for part in (*trainer.model.modules(), getattr(trainer.model, "config", None), *parts):
         cls = type(part)
         if cls.__module__.startswith("transformers_modules.") or getattr(cls, "_auto_class", None) is not None:
             yield f"{cls.__name__} is code of its own (auto_map), which is never pushed: nobody could load it"
@@ -85,7 +85,7 @@ def _savers(trainer: Any) -> set[str]:
 
 
 def _no_config(trainer: Any) -> Iterator[str]:
-    model = trainer.accelerator.unwrap_model(trainer.model)
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
     if not isinstance(model, PreTrainedModel) and not hasattr(model, "peft_config") and _savers(trainer) <= _STOCK:
         yield (
             f"{type(model).__name__} is no model of transformers: the Trainer saves its weights without a "

@@ -88,6 +88,13 @@ def test_a_perplexity_beyond_all_numbers_is_infinite():
         assert rated(of, [loss], [[5, 5]]) == {"perplexity": math.inf}
 
 
+def test_predictions_that_are_no_numbers_have_no_metric_of_zero():
+    of = metrics.of_numbers(["pearson", "spearmanr", "mse"])
+    for broken in (math.nan, math.inf):
+        found = rated(of, [0.0, broken, 2.0], [0.0, 1.0, 2.0])
+        assert not any(map(math.isfinite, found.values())) and len(found) == 3
+
+
 def test_an_unreachable_metric_is_named():
     with pytest.raises(InputError, match="--metric 'no_such_metric' cannot be loaded: accuracy, f1, matthews"):
         metrics.of_classes(["accuracy", "no_such_metric"], 2)

@@ -1,5 +1,7 @@
 """Eigenvalues and trace of the Hessian against closed forms and against the matrix written out."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -95,8 +97,23 @@ def test_a_bfloat16_model_has_the_spectrum_of_the_float32_model():
 
 
 def test_too_few_steps_are_said():
-    with pytest.warns(LookbehindWarning, match="after steps=2 .*Allow more steps"):
+    with pytest.warns(LookbehindWarning, match="after 2 steps the eigenvalues are known to"):
         hessian_eigenvalues(quadratic(), no_slope(5), loss_fn=run, steps=2)
+
+
+def test_a_second_derivative_that_is_not_finite_gives_nan_and_a_warning():
+    def loss(model, x):  # |w| to the power 1.5 at zero: no second derivative
+        return sum(p.abs().pow(1.5).sum() for p in model.parameters())
+
+    model = quadratic()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.zero_()
+    with pytest.warns(LookbehindWarning, match="a second derivative of the loss is not finite"):
+        found = hessian_eigenvalues(model, no_slope(5), 2, loss_fn=loss)
+    assert len(found) == 2 and all(map(math.isnan, found))
+    trace = hessian_trace(model, no_slope(5), loss_fn=loss)
+    assert math.isnan(trace["trace"]) and math.isnan(trace["standard_error"])
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """`sharpness` against closed forms, the core, and itself."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -195,6 +196,39 @@ def test_a_loss_that_overflows_at_some_radius_is_infinite_there():
     for kind in ("worst", "average", "one_step"):
         found = sharpness(Steep(), no_slope(), [1e-3, 10.0], kind=kind, steps=3, loss_fn=run)
         assert math.isfinite(found[1e-3]) and found[10.0] == math.inf
+
+
+class Overflowing(nn.Module):
+    """The loss is finite where its gradient is not."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(2))
+
+    def forward(self, x):
+        return (self.weight.sum() * 1e30) * 1e-30 * 1e30
+
+
+@pytest.mark.parametrize("kind", ["worst", "one_step"])
+def test_a_gradient_beyond_the_numbers_is_no_rise_of_zero(kind):
+    with pytest.warns(LookbehindWarning, match="within radius 0.1, 0.5 cannot be measured, and is nan"):
+        found = sharpness(Overflowing(), [torch.zeros(1)], RHOS, kind=kind, steps=3, loss_fn=run)
+    assert all(map(math.isnan, found.values()))
+
+
+@pytest.mark.parametrize("rho", [1e30, 1e300])
+def test_a_radius_beyond_the_numbers_is_no_rise_of_zero_and_loses_no_other(rho):
+    model = Quadratic(*(t.float() for t in (torch.eye(4), torch.ones(4))))
+    batches = [torch.zeros(1, 4)]
+    alone = sharpness(model, batches, [0.1], steps=3, loss_fn=run)
+    with pytest.warns(LookbehindWarning, match="cannot be measured"):
+        found = sharpness(model, batches, [rho, 0.1], steps=3, loss_fn=run)
+    assert math.isnan(found[rho]) and found[0.1] == alone[0.1] > 0
+    for kind in ("average", "one_step"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", LookbehindWarning)
+            found = sharpness(model, batches, [rho, 0.1], kind=kind, steps=3, loss_fn=run)
+        assert not math.isfinite(found[rho]) and math.isfinite(found[0.1])
 
 
 def nan_loss(model, batch):

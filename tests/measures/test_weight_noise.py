@@ -199,10 +199,32 @@ def test_gradients_are_on_in_evaluations_where_they_were_before(model, enabled):
     assert record["values"] == [enabled]
 
 
-@pytest.mark.parametrize("value", [math.nan, None, torch.ones(2), "0.5"])
+@pytest.mark.parametrize("value", [None, torch.ones(2), "0.5"])
 def test_a_metric_that_is_no_number_is_named(model, value):
     with pytest.raises(InputError, match="gave .* at sigma=0.2, draw 0: a number is wanted"):
         weight_noise(model, lambda net: value, [0.2])
+
+
+INF, NAN = math.inf, math.nan
+
+
+@pytest.mark.parametrize(
+    "given, mean, lowest, highest",
+    [
+        ([1.0, INF], INF, 1.0, INF),
+        ([-INF, INF], NAN, -INF, INF),
+        ([1.0, NAN], NAN, NAN, NAN),
+        ([1e308, 1.7e308], 1.35e308, 1e308, 1.7e308),
+    ],
+)
+def test_what_is_not_finite_is_reported_as_such_and_loses_nothing(model, given, mean, lowest, highest):
+    for greater, worst in ((True, lowest), (False, highest)):
+        results = iter([*given, 1.0, 3.0])
+        broken, fine = weight_noise(model, lambda net: next(results), [0.1, 0.2], draws=2, greater_is_better=greater)  # noqa: B023
+        found = [broken[name] for name in ("mean", "worst")]
+        assert found == pytest.approx([mean, worst], nan_ok=True) and str(broken["values"]) == str(given)
+        assert math.isnan(broken["sd"]) or mean == pytest.approx(1.35e308)
+        assert (fine["mean"], fine["sd"]) == (2.0, math.sqrt(2))
 
 
 def test_one_draw_has_no_spread_and_zero_sigma_is_evaluated_once(model):

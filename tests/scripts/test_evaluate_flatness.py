@@ -102,6 +102,46 @@ def test_the_cards_of_the_models_say_what_was_measured_if_that_is_asked_for(mode
         assert (folder / "flatness.png").is_file() and not list(folder.glob("README.backup*"))
 
 
+def test_what_cannot_be_measured_of_one_model_loses_nothing_of_it_and_of_the_others(models, tmp_path, capsys):
+    broken = AutoModelForImageClassification.from_pretrained(models / "k0")
+    with torch.no_grad():
+        broken.classifier.weight.fill_(math.inf)
+    shutil.copytree(models / "k0", tmp_path / "nan")
+    broken.save_pretrained(tmp_path / "nan")
+    folders, out = [str(tmp_path / "nan"), str(shutil.copytree(models / "k2", tmp_path / "k2"))], tmp_path / "out"
+    what = ["--sigma", "0.2", "--draws", "2", "--rho", "0.05", "1e30", "--sharpness_steps", "2", "--hessian", "1"]
+    assert main([*folders, *what, *DATA, "--output_dir", str(out), "--update_cards"]) == 0
+    printed = capsys.readouterr()
+    assert "| rise at rho 0.05 " in printed.out and "| rise at rho 1e+30 " in printed.out
+    said = [line for line in printed.err.splitlines() if line.startswith(("nan: ", "k2: "))]
+    no_loss = "the loss of the model on these batches is nan: a finite loss is needed"
+    assert said[:2] == [f"nan: {name} not measured: {no_loss}" for name in ("sharpness", "hessian eigenvalues")]
+    assert len(said) == 3 and said[2].startswith("k2: the rise of the loss within radius 1e+30 cannot be measured")
+    json.loads((out / "flatness.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+    one, other = json.loads((out / "flatness.json").read_text())["models"]
+    assert one["model"] == "nan" and one["loss"] == "nan" and len(one["weight_noise"]) == 1
+    assert set(one["not_measured"]) == {"sharpness", "hessian_eigenvalues"} and "sharpness" not in one
+    assert other["sharpness"][0]["rise"] > 0 and other["sharpness"][1] == {"rho": 1e30, "rise": "nan"}
+    assert math.isfinite(other["hessian_eigenvalues"][0]) and "not_measured" not in other
+    assert read_flatness(tmp_path / "nan")["models"][0]["model"] == "nan"
+    assert "Sharpness: not measured (the loss of the model on these batches is nan" in (
+        (tmp_path / "nan" / "README.md").read_text()
+    )
+
+
+@pytest.mark.parametrize("error, exit_code", [(KeyboardInterrupt(), 130), (MemoryError(), 1)])
+def test_what_was_measured_before_the_end_is_kept(models, tmp_path, monkeypatch, error, exit_code):
+    def fail(model, batches, *args, **options):
+        raise error
+
+    monkeypatch.setattr("hf_lookbehind.scripts.evaluate_flatness.hessian_eigenvalues", fail)
+    out, what = tmp_path / "out", ["--sigma", "0.2", "--draws", "2", "--hessian", "1"]
+    assert main([str(models / "k0"), *what, *DATA, "--output_dir", str(out)]) == exit_code
+    (record,) = json.loads((out / "flatness.json").read_text())["models"]
+    assert record["value"] >= 0 and len(record["weight_noise"][0]["values"]) == 2
+    assert json.loads((out / "run_status.json").read_text())["exit_code"] == exit_code
+
+
 def test_two_processes_find_what_one_does(models, tmp_path):
     what = [*WHAT[:-2], "--per_device_eval_batch_size", "4"]
     flags = [str(models / "k2"), *what, *DATA]
@@ -125,8 +165,30 @@ BAD_INPUT = {
     ),
     "no draws": (lambda root: [str(root / "k0"), *WHAT, *DATA, "--draws", "0"], "--draws 0 is not allowed"),
     "no data": (lambda root: [str(root / "k0"), *WHAT], "one of --dataset_name and --train_dir is needed"),
-    "no card": (lambda root: ["user/model", *WHAT, *DATA, "--update_cards"], "'user/model/card.json' cannot be read"),
-    "unknown flag": (lambda root: [str(root / "k0"), *WHAT, *DATA, "--sigmas", "1"], "unknown flag --sigmas"),
+    "no card": (
+        lambda root: ["user/model", *WHAT, *DATA, "--update_cards"],
+        "--update_cards: 'user/model/card.json' cannot be read",
+    ),
+    "a slip": (
+        lambda root: [str(root / "k0"), *WHAT, *DATA, "--sharpness-steps", "1"],
+        "did you mean --sharpness_steps?",
+    ),
+    "a model as a flag": (
+        lambda root: [str(root / "k0"), *WHAT, *DATA, "--model_name_or_path", "x"],
+        "--model_name_or_path is not allowed: folders or ids of models come first",
+    ),
+    "too many eigenvalues": (
+        lambda root: [str(root / "k0"), *DATA, "--hessian", "1000000"],
+        "--hessian 1000000 is not allowed: ",
+    ),
+    "nothing to measure on": (
+        lambda root: [str(root / "k0"), *WHAT, *DATA[:4], "--train_val_split", "0"],
+        "there is nothing to measure on: give --test_split, or --train_val_split above 0",
+    ),
+    "unknown flag": (
+        lambda root: [str(root / "k0"), *WHAT, *DATA, "--sigmas", "1"],
+        "unknown flag --sigmas: did you mean --sigma?",
+    ),
     "no number": (lambda root: [str(root / "k0"), *DATA, "--rho", "x"], "--rho: invalid float value"),
 }
 
@@ -147,4 +209,4 @@ def test_a_model_of_another_kind_is_refused(models, tmp_path, capfd):
     (folder / "config.json").write_text(json.dumps(content))
     (folder / "model.safetensors").touch()
     assert main([str(folder), *WHAT, *DATA, "--output_dir", str(tmp_path / "out")]) == 2
-    assert "is ViTModel: one of ForImageClassification" in capfd.readouterr().err
+    assert "is ViTModel: a class that ends with one of ForImageClassification" in capfd.readouterr().err

@@ -1,5 +1,7 @@
 """Flatness measured while a Trainer trains: what is logged, and that the training does not notice."""
 
+import math
+
 import pytest
 import torch
 
@@ -74,6 +76,23 @@ def test_batches_hold_each_example_once(tmp_path):
 def test_bad_settings(tmp_path, settings, message):
     with pytest.raises(InputError, match=message):
         FlatnessCallback(trainer_of(tmp_path, callback=False), **settings)
+
+
+def test_what_cannot_be_measured_is_logged_as_nan_and_the_training_goes_on(tmp_path):
+    trainer = trainer_of(tmp_path, callback=False, num_train_epochs=1)
+    with torch.no_grad():
+        trainer.model.classifier.weight.fill_(torch.nan)
+    found = FlatnessCallback(trainer, rhos=[0.05], sigmas=[0.3], draws=2).measure()
+    assert set(found) == {"flatness_sharpness_0.05", "flatness_noise_0.3"}
+    assert all(math.isnan(value) for value in found.values())
+
+
+def test_a_metric_that_nothing_computes_is_named(tmp_path):
+    with pytest.raises(InputError, match="metric='accuracy' is not allowed: the Trainer has no compute_metrics"):
+        FlatnessCallback(trainer_of(tmp_path, callback=False, extra={"compute_metrics": None}), **SETTINGS)
+    trainer = trainer_of(tmp_path, callback=False)
+    with pytest.raises(InputError, match="the evaluation gives no metric 'f1', but loss, accuracy"):
+        FlatnessCallback(trainer, sigmas=[0.3], metric="f1", draws=1).measure()
 
 
 class Endless(torch.utils.data.IterableDataset):

@@ -5,12 +5,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.base.modules import Module, Router, Transformer
 from sentence_transformers.sentence_transformer import losses
 from sentence_transformers.sentence_transformer.modules import Pooling
-from transformers import BertModel, PreTrainedTokenizer, ViTForImageClassification
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    PreTrainedTokenizer,
+    ViTForImageClassification,
+)
 
 from hf_lookbehind import InputError, LookbehindConfig, LookbehindMixin, LookbehindTrainer
 from hf_lookbehind.trainer.pushable import refuse_unpushable
@@ -72,6 +78,11 @@ def adapters(base):
 
 @pytest.mark.parametrize("base", ["", "/home/jane/base", "./base"])
 def test_adapters_without_a_base_on_the_hub(tmp_path, base):
+    prompts = PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=2)
+    text_model = BertForSequenceClassification(BertConfig(**SIZES))
+    text_model.name_or_path = base
+    with pytest.raises(InputError, match="adapters need a base model on the Hub"):
+        check(make_trainer(tmp_path, K1, model=get_peft_model(text_model, prompts)))
     with pytest.raises(InputError, match="adapters need a base model on the Hub"):
         check(make_trainer(tmp_path, K1, model=adapters(base)))
     check(make_trainer(tmp_path, K1, model=adapters("user/base")))
@@ -93,7 +104,7 @@ def test_a_model_without_a_config_unless_the_trainer_saves_it(tmp_path):
     with pytest.raises(InputError, match="Plain is no model of transformers: .* without a config.json"):
         check(make_trainer(tmp_path, K1, model=Plain()))
     check(make_trainer(tmp_path, K1, model=Plain(), cls=SavesItself))
-    check(make_trainer(tmp_path, K1))
+    check(make_trainer(tmp_path, K1, model=torch.compile(make_model())))
 
 
 # ---- sentence-transformers ----
