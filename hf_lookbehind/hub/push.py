@@ -22,6 +22,8 @@ from .files import contents
 
 logger = logging.getLogger(__name__)
 
+# Of what is left out, so many are named.
+NAMED = 20
 UPLOAD = Path(__file__).with_name("upload.py")
 # Seconds for a question and its answer.
 CHECK_DEADLINE = 30.0
@@ -150,8 +152,9 @@ def start_push(
     check_repo_id(repo_id)
     (files, left_out), root = contents(folder), Path(folder).expanduser().absolute()
     if left_out:
-        said = "; ".join(f"{name} ({why})" for name, why in left_out.items())
-        logger.warning(f"not pushed of {folder}: {said}")
+        said = [f"{name!r} ({why})" for name, why in left_out.items()]
+        more = f"; and {len(said) - NAMED} more" if len(said) > NAMED else ""
+        logger.warning(f"not pushed of {folder}: {'; '.join(said[:NAMED])}{more}")
     if deadline is None:
         deadline = PUSH_SECONDS + sum((root / name).stat().st_size for name in files) / BYTES_PER_SECOND
     request = _request(repo_id, token, private)

@@ -113,9 +113,11 @@ class _Folder:
     def tokenizer(self) -> Iterator[str]:
         config = read_json(self.root / names.TOKENIZER_CONFIG_NAME)
         needs_none = not isinstance(config, dict) or config.get("tokenizer_class") in names.WITHOUT_VOCABULARY
-        unknown = next((name for name in self.left_out if "/" not in name), None)
-        if not (needs_none or unknown is None or any(is_one_of(name, names.VOCABULARIES) for name in self.shared)):
-            yield f"its tokenizer has no vocabulary under a known name; {unknown} may be it, {self.left_out[unknown]}"
+        if needs_none or any(is_one_of(name, names.VOCABULARIES) for name in self.shared):
+            return
+        for name, why in self.left_out.items():
+            if "/" not in name:
+                yield f"its tokenizer has no vocabulary under a known name; {name!r} may be it, {why}"
 
     def contents(self) -> Iterator[str]:
         for name in sorted(self.shared):

@@ -314,7 +314,7 @@ BROKEN = {
     ),
     "a vocabulary of another name": (
         both(write("tokenizer_config.json", '{"tokenizer_class": "Mine"}'), write("words.lst", "a")),
-        "its tokenizer has no vocabulary under a known name; words.lst may be it",
+        "its tokenizer has no vocabulary under a known name; 'words.lst' may be it",
     ),
     "a token in the card": (
         write("README.md", f"`HF_TOKEN={TOKEN}`"),
@@ -351,8 +351,15 @@ def test_the_line_on_what_is_left_out_is_one(hub, folder, caplog):
     push_folder(folder, "user/model")
     why = "no file of a model that is known"
     assert [record.getMessage() for record in caplog.records] == [
-        f"not pushed of {folder}: docs/ ({why}); notes.txt ({why})"
+        f"not pushed of {folder}: 'docs/' ({why}); 'notes.txt' ({why})"
     ]
+
+
+def test_of_many_files_that_are_left_out_some_are_named(hub, folder, caplog):
+    fill(folder, [f"{i}\n{i}.txt" for i in range(30)])
+    push_folder(folder, "user/model")
+    (record,) = caplog.records
+    assert record.getMessage().endswith("; and 10 more") and "\n" not in record.getMessage()
 
 
 def test_what_would_be_loaded_in_the_place_of_a_pushed_model_goes(hub, folder):
