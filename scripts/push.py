@@ -14,9 +14,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hf_lookbehind import InputError
 from hf_lookbehind.finetune.program import NOT_PUSHED, OneLineParser, RunStatus, run_program
 from hf_lookbehind.hub import NotPushedError, push_folder
+from hf_lookbehind.hub.push import check_deadline
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -43,8 +43,7 @@ def push(argv: Sequence[str] | None, status: RunStatus) -> str:
         InputError: the folder cannot be pushed, or a flag's value is not allowed.
     """
     args = make_parser().parse_args(argv)
-    if args.deadline is not None and not args.deadline > 0:
-        raise InputError(f"--deadline {args.deadline} is not allowed: a number of seconds, more than 0")
+    check_deadline("--deadline", args.deadline)
     try:
         url = push_folder(
             args.output_dir,

@@ -12,7 +12,7 @@ from transformers.trainer_utils import HubStrategy
 from ..config import InputError
 from ..hub import NotPushedError
 from ..hub.files import check_folder_to_push
-from ..hub.push import CHECK_DEADLINE, Push, check_repo_id, push_command, start_push
+from ..hub.push import CHECK_DEADLINE, Push, check_deadline, check_repo_id, push_command, start_push
 from ..trainer.pushable import refuse_unpushable
 from ..trainer.pushes import CheckpointPushes, checked_repository
 from .program import RunStatus, from_main_process, is_main_process
@@ -164,8 +164,7 @@ def take_hub_arguments(training: dict[str, Any], output_dir: str) -> HubArgument
             "stay in --output_dir"
         )
     deadline = flags["hub_deadline"]
-    if deadline is not None and not deadline > 0:
-        raise InputError(f"--hub_deadline {deadline} is not allowed: a number of seconds, more than 0")
+    check_deadline("--hub_deadline", deadline)
     try:
         check_folder_to_push(output_dir)
     except InputError as error:

@@ -29,6 +29,8 @@ UPLOAD = Path(__file__).with_name("upload.py")
 CHECK_DEADLINE = 30.0
 # A push may take this long, and a second more for each megabyte.
 PUSH_SECONDS, BYTES_PER_SECOND = 300.0, 1e6
+# Eleven days: longer ones do not fit into what the system waits for.
+MOST_SECONDS = 1e6
 
 
 class NotPushedError(Exception):
@@ -114,6 +116,18 @@ def check_repo_id(repo_id: str) -> None:
         raise InputError(f"{repo_id!r} is not the name of a repository: USER/NAME or NAME is needed") from error
 
 
+def check_deadline(name: str, deadline: float | None) -> None:
+    """Refuse a deadline that no clock can keep; `name` is what it was given as.
+
+    Raises:
+        InputError
+    """
+    if deadline is not None and not 0 < deadline <= MOST_SECONDS:
+        raise InputError(
+            f"{name} {deadline} is not allowed: a number of seconds, more than 0, at most {MOST_SECONDS:g}"
+        )
+
+
 def check_write_access(
     repo_id: str, token: str | None = None, *, private: bool | None = None, deadline: float = CHECK_DEADLINE
 ) -> str:
@@ -150,6 +164,7 @@ def start_push(
 ) -> Push:
     """`push_folder`, without waiting for its end."""
     check_repo_id(repo_id)
+    check_deadline("deadline", deadline)
     (files, left_out), root = contents(folder), Path(folder).expanduser().absolute()
     if left_out:
         said = [f"{name!r} ({why})" for name, why in left_out.items()]

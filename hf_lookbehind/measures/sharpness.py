@@ -94,12 +94,7 @@ def sharpness(
     "ASAM" (ICML 2021, arXiv 2102.11600): T; Andriushchenko et al., "A modern look at the relationship between
     sharpness and generalization" (ICML 2023, arXiv 2302.07011): worst and average case, adaptive.
     """
-    check_choice("kind", kind, KINDS)
-    rhos = check_numbers("rhos", rhos, of="radii", least=0)
-    check_whole("steps", steps, least=1)
-    check_flag("adaptive", adaptive)
-    check_number("eta", eta, least=0)
-    check_whole("seed", seed)
+    rhos = checked_radii(rhos, kind=kind, steps=steps, adaptive=adaptive, eta=eta, seed=seed)
     model = unwrapped(model)
     parameters, names = trainable(model), parameter_names(model)
     if kind == "one_step" and any(map(is_sharded, parameters)):
@@ -124,6 +119,28 @@ def sharpness(
             stacklevel=2,
         )
     return found
+
+
+def checked_radii(
+    rhos: Sequence[float],
+    *,
+    kind: str = "worst",
+    steps: int = 10,
+    adaptive: bool = False,
+    eta: float = 0.01,
+    seed: int = 0,
+) -> list[float]:
+    """The radii as floats, where all are as `sharpness` wants them.
+
+    Raises:
+        InputError
+    """
+    check_choice("kind", kind, KINDS)
+    check_whole("steps", steps, least=1)
+    check_flag("adaptive", adaptive)
+    check_number("eta", eta, least=0)
+    check_whole("seed", seed)
+    return check_numbers("rhos", rhos, of="radii", least=0)
 
 
 class _Around:

@@ -11,6 +11,8 @@ from transformers.utils import logging
 
 from ..config import InputError
 from ..measures import NotFiniteError, sharpness, weight_noise
+from ..measures.arguments import check_numbers, check_whole
+from ..measures.sharpness import checked_radii
 
 logger = logging.get_logger(__name__)
 
@@ -100,7 +102,8 @@ class FlatnessCallback(TrainerCallback):
 
     Raises:
         InputError: there is no validation set, or there are several; there is nothing to measure; nothing computes the
-            metric; or the training data has no length, so that its epochs cannot be counted.
+            metric; an argument is not what the measures take; or the training data has no length, so that its epochs
+            cannot be counted.
     """
 
     def __init__(
@@ -120,6 +123,13 @@ class FlatnessCallback(TrainerCallback):
             raise InputError("rhos=() and sigmas=() leave nothing to measure: give one of them")
         if every < 1:
             raise InputError(f"every={every} is not allowed: 1 or more epochs")
+        if rhos:
+            checked_radii(rhos, **sharpness_settings)
+        if sigmas:
+            check_numbers("sigmas", sigmas, of="noise levels", least=0)
+        check_whole("draws", draws, least=1)
+        if max_examples is not None:
+            check_whole("max_examples", max_examples, least=1)
         _dataset_of(trainer, dataset)
         if sigmas and metric != "loss" and trainer.compute_metrics is None:
             raise InputError(f"metric={metric!r} is not allowed: the Trainer has no compute_metrics, and 'loss' alone")

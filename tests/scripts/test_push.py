@@ -40,6 +40,10 @@ def test_a_hub_that_fails_is_one_line_and_exit_code_3(hub, folder, capsys):
         ([".", "user/model"], "it contains the working directory"),
         (["MODEL", "a/b/c"], "'a/b/c' is not the name of a repository"),
         (["MODEL", "user/model", "--deadline", "0"], "--deadline 0.0 is not allowed"),
+        (
+            ["MODEL", "user/model", "--deadline", "inf"],
+            "--deadline inf is not allowed: a number of seconds, more than 0",
+        ),
         (["MODEL", "user/model", "--privat"], "unrecognized arguments: --privat"),
         (["EMPTY", "user/model"], "it holds no model"),
     ],

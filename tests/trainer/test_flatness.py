@@ -71,7 +71,16 @@ def test_batches_hold_each_example_once(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "settings, message", [({}, "leave nothing to measure"), ({"rhos": [1.0], "every": 0}, "every=0 is not allowed")]
+    "settings, message",
+    [
+        ({}, "leave nothing to measure"),
+        ({"rhos": [1.0], "every": 0}, "every=0 is not allowed"),
+        ({"rhos": [-1.0]}, "rhos contains -1.0"),
+        ({"rhos": [1.0], "kind": "best"}, "kind='best' is not allowed"),
+        ({"sigmas": ["much"]}, "sigmas contains 'much'"),
+        ({"sigmas": [0.1], "draws": 0}, "draws=0 is not allowed"),
+        ({"rhos": [1.0], "max_examples": 0}, "max_examples=0 is not allowed"),
+    ],
 )
 def test_bad_settings(tmp_path, settings, message):
     with pytest.raises(InputError, match=message):
