@@ -23,7 +23,7 @@ Flags may stand in a file, and those after it override: ... seq2seq settings.yam
 """
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
@@ -34,6 +34,7 @@ from hf_lookbehind import InputError
 from hf_lookbehind.finetune import data, models, seq2seq, texts, tokenization
 from hf_lookbehind.finetune.adapters import with_adapters
 from hf_lookbehind.finetune.flags import Arguments, FlagParser
+from hf_lookbehind.finetune.json_files import is_mixed
 from hf_lookbehind.finetune.seq2seq import Seq2SeqFinetuningArguments, Seq2SeqTrainer
 from hf_lookbehind.finetune.task import Task
 from hf_lookbehind.finetune.texts import TextDataArguments
@@ -110,12 +111,34 @@ def load_pairs(args: Arguments) -> tuple[dict[str, Dataset], list[str]]:
     with args.training.main_process_first(desc="loading the dataset"):
         splits = texts.load_texts(args.data, cache_dir=args.model.cache_dir, token=args.model.token)
     flags = args.data
-    some = data.take_split(splits, flags.train_split, "train_split").dataset
+    part = data.take_split(splits, flags.train_split, "train_split")
+    some = part.dataset
     if flags.source_lang is None or flags.source_column or flags.target_column or TRANSLATION not in some.column_names:
         source = data.find_column(some, flags.source_column, SOURCE_COLUMNS, "source_column")
-        return splits, [source, data.find_column(some, flags.target_column, TARGET_COLUMNS, "target_column")]
-    splits, some = {name: split.flatten() for name, split in splits.items()}, some.flatten()
-    return splits, [find_language(some, flag, getattr(flags, flag)) for flag in ("source_lang", "target_lang")]
+        columns = {
+            "source_column": source,
+            "target_column": data.find_column(some, flags.target_column, TARGET_COLUMNS, "target_column"),
+        }
+    else:
+        check_translations(replace(part, name=flags.source("train", part.name)))
+        splits, some = {name: split.flatten() for name, split in splits.items()}, some.flatten()
+        columns = {flag: find_language(some, flag, getattr(flags, flag)) for flag in ("source_lang", "target_lang")}
+    data.check_different(columns)
+    return splits, list(columns.values())
+
+
+def check_translations(part: data.Part) -> None:
+    """Refuse a column in which a row has something else than the others, that is than a text per language.
+
+    Raises:
+        InputError: names that row.
+    """
+    if not is_mixed(part.dataset.features[TRANSLATION]):
+        return
+    for i, value in enumerate(part.column(TRANSLATION)):
+        found = list(value.values()) if isinstance(value, dict) else [value]
+        if not isinstance(value, dict | None) or not all(isinstance(text, str | None) for text in found):
+            raise InputError(f"{part.where(i)} has {value!r} in column {TRANSLATION!r}: a text per language is needed")
 
 
 def find_language(dataset: Dataset, flag: str, language: str) -> str:
@@ -124,7 +147,9 @@ def find_language(dataset: Dataset, flag: str, language: str) -> str:
         if f"{TRANSLATION}.{key}" in dataset.column_names:
             return f"{TRANSLATION}.{key}"
     keys = [name.partition(".")[2] for name in dataset.column_names if name.startswith(f"{TRANSLATION}.")]
-    raise InputError(f"--{flag} {language!r} is no key of the column {TRANSLATION!r}: {', '.join(keys) or 'no keys'}")
+    raise InputError(
+        f"--{flag} {language!r} is no key of the column {TRANSLATION!r}: {data.quoted(keys) or 'no keys'}"
+    )
 
 
 def tokenize(

@@ -15,7 +15,7 @@ Pairs of texts with any number of labels each, from a Hub id or a folder of one:
     hf-lookbehind text-classification --model_name_or_path google-bert/bert-base-uncased --dataset_name user/pairs \\
         --text_column_names question answer --label_column_name topics --metric f1 --output_dir runs/pairs
 
-Labels of a column of floats are regressed. Without --model_name_or_path a small new BERT is trained.
+Labels that are numbers with fractions are regressed. Without --model_name_or_path a small new BERT is trained.
 Flags may stand in a file, and those after it override: ... text-classification settings.yaml --k 5
 """
 
@@ -25,7 +25,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, Value
+from datasets import Dataset
 from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
@@ -109,19 +109,11 @@ def find_text_columns(args: TextClassificationDataArguments, dataset: Dataset) -
     """The columns that the flag names, those of the GLUE task, or the first usual ones that exist."""
     given = args.text_column_names or (GLUE_TASKS[args.task_name][0] if args.task_name is not None else None)
     if given is not None:
-        return [data.find_column(dataset, name, (), "text_column_names") for name in given]
+        return data.find_columns(dataset, given, "text_column_names")
     for names in TEXT_COLUMNS:
         if all(name in dataset.column_names for name in names):
             return names
     return [data.find_column(dataset, None, TEXT_COLUMNS[0], "text_column_names")]
-
-
-def find_problem(args: TextClassificationDataArguments, dataset: Dataset, column: str) -> str:
-    """What the labels ask for."""
-    feature = dataset.features[column]
-    if args.do_regression or (isinstance(feature, Value) and "float" in feature.dtype):
-        return A_NUMBER
-    return MANY_LABELS if hasattr(feature, "feature") or args.label_separator is not None else ONE_LABEL
 
 
 def names_of(problem: str, part: data.Part, column: str, separator: str | None) -> list[str]:
@@ -171,10 +163,12 @@ def prepare(args: Arguments) -> Task:
     # the first process fills the cache, the others read it
     with training.main_process_first(desc="loading the dataset"):
         splits = texts.load_texts(args.data, cache_dir=args.model.cache_dir, token=args.model.token)
-    some = data.take_split(splits, args.data.train_split, "train_split").dataset
-    columns = find_text_columns(args.data, some)
-    column = data.find_column(some, args.data.label_column_name, LABEL_COLUMNS, "label_column_name")
-    problem = find_problem(args.data, some, column)
+    some = data.take_split(splits, args.data.train_split, "train_split")
+    columns = find_text_columns(args.data, some.dataset)
+    column = data.find_column(some.dataset, args.data.label_column_name, LABEL_COLUMNS, "label_column_name")
+    for name in columns:
+        data.check_different({"text_column_names": name, "label_column_name": column})
+    problem = labels.problem_of(some, column, separator=separator, regression=args.data.do_regression)
     seed = training.seed if training.data_seed is None else training.data_seed
     strata = partial(labels.classes_that_occur, column=column) if problem == ONE_LABEL else None
     test = training.do_predict or args.data.test_file is not None

@@ -4,15 +4,18 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from datasets import Dataset, DatasetDict, ReadInstruction, concatenate_datasets, load_dataset
+from datasets import Dataset, DatasetDict, ReadInstruction, concatenate_datasets, load_dataset, load_dataset_builder
 from datasets import load_from_disk as load_saved
 from datasets.exceptions import DatasetsError
 
 from ..config import InputError
 from .arguments import DataArguments
+from .json_files import is_mixed, unmixed
 from .program import one_line
+from .rows import READERS, read_rows
 
 
 @dataclass(frozen=True)
@@ -23,21 +26,28 @@ class Part:
         dataset: all rows.
         rows: those that belong to the part, in order.
         name: how messages call the dataset.
+        split_rows: those of the split, of which the part has a subset; default: it has all.
     """
 
     dataset: Dataset
     rows: np.ndarray
     name: str
+    split_rows: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def take(self, positions: np.ndarray) -> "Part":
-        return replace(self, rows=self.rows[positions])
+        return replace(self, rows=self.rows[positions], split_rows=self.whole_split().rows)
+
+    def whole_split(self) -> "Part":
+        """All rows of the split: what its columns hold does not depend on a subset."""
+        return self if self.split_rows is None else replace(self, rows=self.split_rows, split_rows=None)
 
     def column(self, name: str) -> list:
         """The values of a column, for the rows of the part only."""
-        return self.dataset.with_format(None).select_columns([name]).select(self.rows)[name][:]
+        values = self.dataset.with_format(None).select_columns([name]).select(self.rows)[name][:]
+        return unmixed(values) if is_mixed(self.dataset.features[name]) else values
 
     def where(self, position: int) -> str:
         """Names one row to a reader."""
@@ -68,7 +78,9 @@ def load_splits(
             data = load_saved(os.fspath(folder))
         else:
             path = os.fspath(folder) if folder.exists() else name
-            data = load_dataset(path, args.dataset_config_name, cache_dir=cache_dir, token=token)
+            options: dict[str, Any] = {"name": args.dataset_config_name, "cache_dir": cache_dir, "token": token}
+            data = _read_files(folder, options) if folder.is_dir() else None
+            data = data or load_dataset(path, **options)
     except (LookupError, TypeError, AttributeError) as error:
         # what `load_from_disk` makes of a folder without a single example, or with other JSON than it wrote
         raise InputError(f"--dataset_name {name!r} is empty or damaged: {one_line(error)}") from error
@@ -76,6 +88,26 @@ def load_splits(
         what = "cannot be read" if folder.exists() else "is neither a folder here nor reachable on the Hub"
         raise InputError(f"--dataset_name {name!r} {what}: {one_line(error.__cause__ or error)}") from error
     return {str(split): part for split, part in data.items()} if isinstance(data, DatasetDict) else {"train": data}
+
+
+def _read_files(folder: Path, options: dict[str, Any]) -> DatasetDict | None:
+    """A folder of CSV or JSON files, of which the library tells the splits; None: it is another kind of dataset."""
+    builder = load_dataset_builder(os.fspath(folder), **options)
+    files: Mapping[Any, Sequence[str]] = builder.config.data_files or {}
+    suffixes = {Path(name).suffix.lower() for names in files.values() for name in names}
+    # a README may hold options of the library's readers
+    if builder.name not in ("csv", "json") or suffixes - set(READERS) or (folder / "README.md").exists():
+        return None
+    cache_dir = options["cache_dir"]
+    parts = {split: [_read_file(name, cache_dir) for name in names] for split, names in files.items()}
+    return DatasetDict({split: concatenate_datasets(of_split) for split, of_split in parts.items()})
+
+
+def _read_file(name: str, cache_dir: str | None) -> Dataset:
+    try:
+        return read_rows(Path(name), cache_dir)
+    except DatasetsError as error:
+        raise DatasetsError(f"{Path(name).name}: {error.__cause__ or error}") from None
 
 
 def take_split(splits: Mapping[str, Dataset], spec: str, flag: str) -> Part:
@@ -111,9 +143,42 @@ def find_column(dataset: Dataset, given: str | None, candidates: Sequence[str], 
     for name in wanted:
         if name in dataset.column_names:
             return name
-    usual = " or ".join(wanted)
+    usual = " or ".join(map(repr, wanted))
     problem = f"{given!r} is no column" if given is not None else f"is needed: no column is called {usual}"
-    raise InputError(f"--{flag} {problem}; the dataset's columns are {', '.join(dataset.column_names)}")
+    raise InputError(f"--{flag} {problem}; the dataset's columns are {quoted(dataset.column_names)}")
+
+
+def find_columns(dataset: Dataset, names: Sequence[str], flag: str) -> list[str]:
+    """The columns that a flag names, each once.
+
+    Raises:
+        InputError: a name is no column, or is there twice.
+    """
+    if len(set(names)) < len(names):
+        raise InputError(f"--{flag} {' '.join(names)} is not allowed: each column once")
+    return [find_column(dataset, name, (), flag) for name in names]
+
+
+def check_different(columns: Mapping[str, str]) -> None:
+    """Refuse one column for two purposes.
+
+    Args:
+        columns: by the flags that name them.
+
+    Raises:
+        InputError: names both flags and the column.
+    """
+    flag_of: dict[str, str] = {}
+    for flag, column in columns.items():
+        if column in flag_of:
+            raise InputError(f"--{flag_of[column]} and --{flag} are both the column {column!r}: two are needed")
+        flag_of[column] = flag
+
+
+def quoted(names: Sequence[str], most: int = 20) -> str:
+    """Names in a message: those at the beginning, where there are many."""
+    more = f", ... ({len(names)} in all)" if len(names) > most else ""
+    return ", ".join(map(repr, names[:most])) + more
 
 
 def check_columns(part: Part, columns: Sequence[str]) -> None:
@@ -124,8 +189,8 @@ def check_columns(part: Part, columns: Sequence[str]) -> None:
     """
     for name in columns:
         if name not in part.dataset.column_names:
-            has = ", ".join(part.dataset.column_names)
-            raise InputError(f"the split {part.name} has no column {name!r}; its columns are {has}")
+            has = quoted(part.dataset.column_names)
+            raise InputError(f"{part.name} has no column {name!r}; its columns are {has}")
 
 
 def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -178,18 +243,24 @@ def choose_parts(
     Raises:
         InputError: a split is empty, or has not these columns.
     """
-    parts = {"train": take_split(splits, args.train_split, "train_split")}
+
+    def take(name: str, spec: str) -> Part:
+        part = take_split(splits, spec, f"{name}_split")
+        part = replace(part, name=args.source(name, part.name))
+        check_columns(part, columns)
+        return part
+
+    parts = {"train": take("train", args.train_split)}
     if args.validation_split is not None or "validation" in splits:
-        parts["validation"] = take_split(splits, args.validation_split or "validation", "validation_split")
+        parts["validation"] = take("validation", args.validation_split or "validation")
     elif args.train_val_split > 0:
         train = parts["train"]
         kinds = np.zeros(len(train)) if strata is None else strata(train)
         kept, held_out = stratified_split(kinds, args.train_val_split, seed)
         parts = {"train": train.take(kept), "validation": train.take(held_out)}
     if args.test_split is not None or test:
-        parts["test"] = take_split(splits, args.test_split or "test", "test_split")
+        parts["test"] = take("test", args.test_split or "test")
     for name, part in parts.items():
-        check_columns(part, columns)
         limit = args.max_train_samples if name == "train" else args.max_eval_samples
-        parts[name] = replace(part.take(random_subset(len(part), limit, seed)), name=args.source(name, part.name))
+        parts[name] = part.take(random_subset(len(part), limit, seed))
     return parts

@@ -2,13 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from datasets import ClassLabel, Value
 
 from ..config import InputError
 from .arguments import DataArguments
-from .data import Part
+from .data import Part, quoted
+from .json_files import is_mixed
+from .models import A_NUMBER, MANY_LABELS, ONE_LABEL
+from .spelling import are_fractions, check_spelling, in_order, number_of, spelling
 
 
 @dataclass
@@ -28,20 +32,49 @@ class NoisyLabelArguments(DataArguments):
             raise InputError(f"--corruption_seed {self.corruption_seed} is not allowed: 0 or more")
 
 
+def problem_of(part: Part, column: str, *, separator: str | None, regression: bool) -> str:
+    """What the labels ask for: a class, a set of labels or a number per example.
+
+    Args:
+        part: the training split; a subset does not decide it.
+        column: of the labels.
+        separator: of several labels in a text, if there are such.
+        regression: whether numbers are wanted, also where none has a fraction.
+    """
+    feature = part.dataset.features[column]
+    if regression or (isinstance(feature, Value) and "float" in feature.dtype):
+        return A_NUMBER
+    if hasattr(feature, "feature") or separator is not None:
+        return MANY_LABELS
+    if isinstance(feature, ClassLabel) or not _is_spelled(feature):
+        return ONE_LABEL
+    values = part.whole_split().column(column)
+    if any(isinstance(value, list) for value in values):
+        return MANY_LABELS
+    return A_NUMBER if are_fractions(map(spelling, values)) else ONE_LABEL
+
+
 def class_names(part: Part, column: str) -> list[str]:
-    """The names of all classes that the labels can take; for plain text or numbers, those that occur.
+    """The names of all classes that the labels can take; for plain text or numbers, those that occur in the split.
 
     Raises:
-        InputError: the column holds no labels.
+        InputError: the column holds no labels, or a row has one of another kind than all others.
     """
     feature = part.dataset.features[column]
     if isinstance(feature, ClassLabel):
-        names = list(feature.names)
-    elif isinstance(feature, Value) and any(kind in feature.dtype for kind in ("int", "string", "bool")):
-        names = [str(value) for value in sorted({value for value in part.column(column) if value is not None})]
-    else:
+        return list(feature.names)
+    is_whole = isinstance(feature, Value) and ("int" in feature.dtype or feature.dtype == "bool")
+    if not is_whole and not _is_spelled(feature):
         raise InputError(f"--label_column_name {column!r} holds no class labels: its type is {feature}")
-    return names
+    whole = part.whole_split()
+    names = [spelling(value) for value in whole.column(column)]
+    check_spelling(names, lambda row: f"{whole.where(row)} has {names[row]!r} in column {column!r}")
+    return in_order({name for name in names if name})
+
+
+def _is_spelled(feature: Any) -> bool:
+    """Whether a column tells no type: of texts, or of values of several types."""
+    return is_mixed(feature) or (isinstance(feature, Value) and "string" in feature.dtype)
 
 
 def encode_labels(part: Part, column: str, names: Sequence[str]) -> np.ndarray:
@@ -54,25 +87,47 @@ def encode_labels(part: Part, column: str, names: Sequence[str]) -> np.ndarray:
     feature = part.dataset.features[column]
     labels = np.empty(len(part), dtype=np.int64)
     for i, value in enumerate(part.column(column)):
-        if value is None or (isinstance(feature, ClassLabel) and value < 0):
+        if isinstance(feature, ClassLabel) and value is not None:
+            value = feature.names[value] if value >= 0 else None
+        name = spelling(value)
+        if not name:
             raise InputError(f"{part.where(i)} has no label in column {column!r}")
-        name = feature.names[value] if isinstance(feature, ClassLabel) else str(value)
         if name not in position:
             raise InputError(
-                f"{part.where(i)} has the label {name!r}, for which the model has no class: "
-                f"the classes are {', '.join(names)}"
+                f"{part.where(i)} has the label {name!r}, for which the model has no class: the classes are "
+                f"{quoted(names)}; those of a new head are the training data's"
             )
         labels[i] = position[name]
     return labels
 
 
 def label_set_names(part: Part, column: str, separator: str | None) -> list[str]:
-    """The names of all labels that the sets of a column can hold; for plain ones, those that occur."""
-    feature = part.dataset.features[column]
-    inner = getattr(feature, "feature", None)
+    """The names of all labels that the sets of a column can hold; for plain ones, those that occur in the split.
+
+    Raises:
+        InputError: names a row that has no such set, or says that all have a 0 or 1 for every label.
+    """
+    inner = getattr(part.dataset.features[column], "feature", None)
+    whole = part.whole_split()
+    sets = label_sets(whole, column, separator)
+    if _are_vectors(sets):
+        raise InputError(f"{whole.where(0)} has {sets[0]!r} in column {column!r}, as all rows have: {_EACH_ONCE}")
     if isinstance(inner, ClassLabel):
         return list(inner.names)
-    return sorted({str(label) for labels in label_sets(part, column, separator) for label in labels})
+    return sorted({spelling(label) for labels in sets for label in labels})
+
+
+def _are_vectors(sets: Sequence[Sequence]) -> bool:
+    """Whether sets are those of two labels of which each example has both, so that a 0 or 1 per label is meant."""
+    values = {spelling(label) for labels in sets for label in labels}
+    return {len(labels) for labels in sets} == {2} and values in ({"0", "1"}, {"False", "True"})
+
+
+# What is trained on as sets of labels.
+_EACH_ONCE = (
+    "the labels that an example has are needed, each once, not a 0 or 1 for every label: [0, 2] or ['red', 'round'] "
+    "for [1, 0, 1]"
+)
 
 
 def label_sets(part: Part, column: str, separator: str | None) -> list[list]:
@@ -87,13 +142,12 @@ def label_sets(part: Part, column: str, separator: str | None) -> list[list]:
             value = [label.strip() for label in value.split(separator) if label.strip()]
         elif value is None and separator is not None:
             value = []  # an empty cell of a CSV file
-        if not isinstance(value, list) or any(label is None or isinstance(label, float) for label in value):
+        if isinstance(value, list) and any(isinstance(label, float) for label in value):
+            raise InputError(f"{part.where(i)} has {value!r} in column {column!r}: {_EACH_ONCE}")
+        if not isinstance(value, list) or any(not isinstance(label, str | int) for label in value):
             raise InputError(f"{part.where(i)} has {value!r} in column {column!r}: a list of labels is needed")
-        if len(set(value)) < len(value):
-            raise InputError(
-                f"{part.where(i)} has {value!r} in column {column!r}: the labels that an example has are needed, each "
-                "once, not a 0 or 1 for every label"
-            )
+        if len(set(map(spelling, value))) < len(value):
+            raise InputError(f"{part.where(i)} has {value!r} in column {column!r}: {_EACH_ONCE}")
         sets.append(value)
     return sets
 
@@ -109,24 +163,25 @@ def encode_label_sets(part: Part, column: str, names: Sequence[str], separator: 
     labels = np.zeros((len(part), len(names)), dtype=np.float32)
     for i, given in enumerate(label_sets(part, column, separator)):
         for value in given:
-            name = inner.names[value] if isinstance(inner, ClassLabel) else str(value)
+            name = inner.names[value] if isinstance(inner, ClassLabel) else spelling(value)
             if name not in position:
-                raise InputError(f"{part.where(i)} has the label {name!r}: the labels are {', '.join(names)}")
+                raise InputError(f"{part.where(i)} has the label {name!r}: the labels are {quoted(names)}")
             labels[i, position[name]] = 1
     return labels
 
 
 def encode_numbers(part: Part, column: str) -> np.ndarray:
-    """The numbers of a column.
+    """The numbers of a column, also of those that are spelled in it.
 
     Raises:
         InputError: names a row that has none.
     """
     numbers = np.empty(len(part), dtype=np.float32)
     for i, value in enumerate(part.column(column)):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
+        number = None if isinstance(value, bool) else number_of(value) if isinstance(value, str) else value
+        if not isinstance(number, int | float) or not np.isfinite(number):
             raise InputError(f"{part.where(i)} has {value!r} in column {column!r}: a finite number is needed")
-        numbers[i] = value
+        numbers[i] = number
     return numbers
 
 
@@ -139,7 +194,8 @@ def check_classes(labels: np.ndarray, names: Sequence[str], part: Part) -> None:
     """Refuse training data of a single class."""
     present = np.unique(labels)
     if len(present) < 2:
-        raise InputError(f"the training data ({part.name}) has a single class, {names[present[0]]!r}: 2 are needed")
+        rows = f"{len(part)} of the {len(part.whole_split())} rows of {part.name}"
+        raise InputError(f"the training data ({rows}) has a single class, {names[present[0]]!r}: 2 are needed")
 
 
 def with_label_noise(labels: np.ndarray, classes: Sequence[int], fraction: float, seed: int) -> np.ndarray:

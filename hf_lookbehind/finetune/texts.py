@@ -1,34 +1,22 @@
 """Texts: of a dataset or of files, a column at a time."""
 
-import csv
-import glob
-import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, concatenate_datasets, load_dataset
+from datasets import Dataset, Value, concatenate_datasets
 from datasets.exceptions import DatasetsError
 
 from ..config import InputError
 from .arguments import DataArguments
 from .data import Part, load_splits
+from .json_files import is_mixed
 from .paths import exists
 from .program import one_line
+from .rows import NoRows, read_rows
 
-# How files are read, by suffix. No word of a text, such as NA or null, is taken for a missing one.
-_CSV = {"keep_default_na": False, "na_values": [""]}
-_READERS: dict[str, tuple[str, dict[str, Any]]] = {
-    ".csv": ("csv", _CSV),
-    # tabs divide, and quotation marks are text
-    ".tsv": ("csv", _CSV | {"sep": "\t", "quoting": csv.QUOTE_NONE}),
-    ".json": ("json", {}),
-    ".jsonl": ("json", {}),
-    ".parquet": ("parquet", {}),
-    ".txt": ("text", {"sample_by": "document"}),
-}
 TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 # a Parquet file that cannot be read is a ValueError
 READING_ERRORS = (DatasetsError, OSError, ValueError, TypeError, LookupError)
@@ -87,7 +75,7 @@ def load_texts(
         if files:
             parts = [_read(flag, name, cache_dir) for name in files]
             try:
-                splits[split] = concatenate_datasets(parts)
+                splits[split] = concatenate_datasets(_with_one_type(parts))
             except ValueError as error:
                 raise InputError(f"--{flag} {', '.join(files)}: their columns differ: {one_line(error)}") from error
     return splits
@@ -97,14 +85,22 @@ def _read(flag: str, name: str, cache_dir: str | None) -> Dataset:
     path = Path(name).expanduser()
     if path.stat().st_size == 0:
         raise InputError(f"--{flag} {name!r} is empty")
-    reader, options = _READERS[path.suffix.lower()]
     try:
-        data = load_dataset(reader, data_files={"train": glob.escape(os.fspath(path))}, cache_dir=cache_dir, **options)
+        return read_rows(path, cache_dir)
     except READING_ERRORS as error:
-        said = one_line(error.__cause__ or error)
-        problem = "holds no example" if "corresponds to no data" in said else f"cannot be read: {said}"
+        said = error.__cause__ or error
+        problem = said if isinstance(said, NoRows) else f"cannot be read: {one_line(said)}"
         raise InputError(f"--{flag} {name!r} {problem}") from error
-    return data["train"]
+
+
+def _with_one_type(parts: Sequence[Dataset]) -> list[Dataset]:
+    """What is text in one of the files is text in all of them: a CSV file tells no types, a JSON file does."""
+    features = [(name, feature) for part in parts for name, feature in part.features.items()]
+    texts = {name for name, feature in features if isinstance(feature, Value) and "string" in feature.dtype}
+    others = {name for name, feature in features if isinstance(feature, Value) and feature != Value("string")} & texts
+    for name in others:
+        parts = [part.cast_column(name, Value("string")) if name in part.features else part for part in parts]
+    return list(parts)
 
 
 def texts_of(part: Part, column: str) -> list[str]:
@@ -113,6 +109,9 @@ def texts_of(part: Part, column: str) -> list[str]:
     Raises:
         InputError: names a row that has none.
     """
+    if is_mixed(part.dataset.features[column]):
+        # one that is no text makes the column what no model takes, whether or not the part has its row
+        part = replace(part, rows=np.arange(len(part.dataset)))
     texts = part.column(column)
     for i, text in enumerate(texts):
         if not isinstance(text, str):

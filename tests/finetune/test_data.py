@@ -70,7 +70,7 @@ def test_only_the_splits_that_are_used_need_the_columns():
     splits = SPLITS | {"validation": SPLITS["test"], "unused": Dataset.from_dict({"x": [1]})}
     columns, of = ["label"], dict(seed=0, test=False, strata=STRATA)
     assert len(data.choose_parts(DataArguments(), splits, columns, **of)["train"]) == 100
-    with pytest.raises(InputError, match="the split 'unused' has no column 'label'; its columns are x"):
+    with pytest.raises(InputError, match="'unused' has no column 'label'; its columns are 'x'"):
         data.choose_parts(DataArguments(test_split="unused"), splits, columns, **of)
 
 
@@ -144,7 +144,7 @@ def test_columns_that_hold_no_labels_are_refused():
 def test_a_missing_column_lists_those_that_exist():
     assert data.find_column(SPLITS["train"], None, ["labels", "label"], "label_column_name") == "label"
     for given in ("y", None):
-        with pytest.raises(InputError, match="columns are x, label"):
+        with pytest.raises(InputError, match="columns are 'x', 'label'"):
             data.find_column(SPLITS["train"], given, ["labels"], "label_column_name")
 
 
