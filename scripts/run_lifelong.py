@@ -39,6 +39,7 @@ from transformers.utils import logging
 from hf_lookbehind import InputError
 from hf_lookbehind.finetune import card
 from hf_lookbehind.finetune.arguments import DataArguments
+from hf_lookbehind.finetune.data import quoted
 from hf_lookbehind.finetune.flags import Arguments, FlagParser
 from hf_lookbehind.finetune.lookahead import check_checkpoint
 from hf_lookbehind.finetune.program import (
@@ -218,7 +219,7 @@ def split_by_classes(args: StreamArguments, task: Task) -> TaskSequence:
 
 def _class_number(name: str, classes: Sequence[str]) -> int:
     if name not in classes:
-        raise InputError(f"--splits: there is no class {name!r}: the classes are {', '.join(classes)}")
+        raise InputError(f"--splits: there is no class {name!r}: the classes are {quoted(classes)}")
     return list(classes).index(name)
 
 
@@ -259,12 +260,15 @@ def _said(value: Any) -> str:
 
 def sequence_of_domains(domains: Mapping[str, Task]) -> TaskSequence:
     """A stream of datasets that share classes and tokens."""
+    for name, task in domains.items():
+        if not task.classes:
+            raise InputError(f"a stream needs data of one label per example: that of {name!r} has other labels")
     (first_name, first), *others = domains.items()
     for name, task in others:
-        if not task.classes or list(task.classes) != list(first.classes):
+        if list(task.classes) != list(first.classes):
             raise InputError(
-                f"--next_domains: {name!r} has the classes {', '.join(task.classes)}, {first_name!r} has "
-                f"{', '.join(first.classes)}: domains share their classes"
+                f"--next_domains: {name!r} has the classes {quoted(task.classes)}, {first_name!r} has "
+                f"{quoted(first.classes)}: domains share their classes"
             )
         if _tokens(task) != _tokens(first):
             raise InputError(

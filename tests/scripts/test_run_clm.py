@@ -96,7 +96,7 @@ BAD_INPUT = {
     "not utf-8": (lambda tmp, model: written(tmp, encoding="latin-1", a="\xff"), "a.txt' cannot be read"),
     "no text column": (
         lambda tmp, model: written(tmp, suffix="jsonl", a=rows("a", column="words")),
-        "--text_column_name 'text' is no column; the dataset's columns are words",
+        "--text_column_name 'text' is no column; the dataset's columns are 'words'",
     ),
     "no text column to validate on": (
         lambda tmp, model: [
@@ -104,7 +104,7 @@ BAD_INPUT = {
             *written(tmp, "validation_file", "jsonl", b=rows(FIRST, column="words")),
             *NEW_MODEL,
         ],
-        "'text' is no column; the dataset's columns are words",
+        "'text' is no column; the dataset's columns are 'words'",
     ),
     "row without text": (
         lambda tmp, model: written(tmp, suffix="jsonl", a=rows("a", None)),

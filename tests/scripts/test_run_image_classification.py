@@ -143,9 +143,9 @@ BAD_INPUT = {
     "single folder": (lambda tmp: ["--train_dir", save_folders(tmp / "data", ["cat"])], "single class"),
     "no label column": (
         lambda tmp: on(save_dataset(tmp / "data", image_dataset([0, 1]).remove_columns("label"))),
-        "columns are image",
+        "columns are 'image'",
     ),
-    "no image column": (lambda tmp: [*DIGITS, "--image_column_name", "photo"], "columns are image, label"),
+    "no image column": (lambda tmp: [*DIGITS, "--image_column_name", "photo"], "columns are 'image', 'label'"),
     "labels beyond the head": (
         lambda tmp: [
             *on(save_dataset(tmp / "data", image_dataset([0, 1] * 9)))[:2],

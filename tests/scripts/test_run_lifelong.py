@@ -126,10 +126,14 @@ def test_a_stream_of_texts_runs_through_the_same_code(tmp_path, capsys):
     # without a model each domain would get its own tokens
     assert main_of_texts([*stream, *new, "--output_dir", str(tmp_path / "new")]) == 2
     assert "other tokens than 'books.csv': give --model_name_or_path" in capsys.readouterr().err
-    other = table(tmp_path / "other.csv", labels=("low", "high"))
-    two = [*stream[:5], f"train_file={other}", *flags, "--ignore_mismatched_sizes"]
-    assert main_of_texts([*two, "--output_dir", str(tmp_path / "new")]) == 2
-    assert "'other.csv' has the classes high, low, 'books.csv' has bad, good" in capsys.readouterr().err
+    for labels, message in (
+        (("low", "high"), "'other.csv' has the classes 'high', 'low', 'books.csv' has 'bad', 'good'"),
+        (("0.0", "1.0"), "a stream needs data of one label per example: that of 'other.csv' has other labels"),
+    ):
+        other = table(tmp_path / "other.csv", labels=labels)
+        two = [*stream[:5], f"train_file={other}", *flags, "--ignore_mismatched_sizes"]
+        assert main_of_texts([*two, "--output_dir", str(tmp_path / "new")]) == 2
+        assert message in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
 
@@ -184,7 +188,7 @@ BAD_INPUT = {
     "one task": (["--classes_per_task", "10"], "a stream of 1 is not allowed: 2 or more"),
     "no class per task": (["--classes_per_task", "0"], "classes_per_task=0 is not allowed"),
     "overlap": (["--splits", "0,1", "1,2"], "'0/1' and '1/2' overlap: class 1 is in both"),
-    "unknown class": (["--splits", "0,1", "2,x"], "--splits: there is no class 'x': the classes are 0, 1"),
+    "unknown class": (["--splits", "0,1", "2,x"], "--splits: there is no class 'x': the classes are '0', '1'"),
     "two ways to split": (["--splits", "0", "1", "--classes_per_task", "2"], "cannot both"),
     "a task with no examples": (["--max_eval_samples", "5"], "has no example in its"),
     "nothing to be rated on": (

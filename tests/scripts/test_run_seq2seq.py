@@ -116,6 +116,13 @@ def language_model(folder, kind, config):
     return ["--model_name_or_path", str(folder)]
 
 
+def translated(path, other):
+    """Translations, and another row among them, the fourth."""
+    rows = [{"translation": {"en": "a", "de": "b"}}] * 3 + [{"translation": other}]
+    return written(path, "\n".join(map(json.dumps, rows)))
+
+
+FROM_EN_TO_DE = ["--source_lang", "en", "--target_lang", "de", "--train_val_split", "0"]
 HEAD = "source,target\n"
 LORA = ["--use_peft", "--model_name_or_path", "TRAINED"]
 BAD_INPUT = {
@@ -128,11 +135,11 @@ BAD_INPUT = {
     ),
     "no source column": (
         lambda tmp, model: table(tmp / "a.csv", words=lambda s, t: s, target=lambda s, t: t),
-        "--source_column is needed: no column is called source or text or article",
+        "--source_column is needed: no column is called 'source' or 'text' or 'article'",
     ),
     "no such target column": (
         lambda tmp, model: [*table(tmp / "a.csv"), "--target_column", "x"],
-        "--target_column 'x' is no column; the dataset's columns are source, target",
+        "--target_column 'x' is no column; the dataset's columns are 'source', 'target'",
     ),
     "row without source": (
         lambda tmp, model: written(tmp / "a.csv", f"{HEAD}a,b\n,c\n" + "d,e\n" * 5),
@@ -142,7 +149,31 @@ BAD_INPUT = {
     "one language": (lambda tmp, model: [*table(tmp / "a.csv"), "--source_lang", "en"], "go together"),
     "unknown language": (
         lambda tmp, model: [*translations(tmp / "a.jsonl"), "--source_lang", "en", "--target_lang", "ro_RO"],
-        "--target_lang 'ro_RO' is no key of the column 'translation': en, de",
+        "--target_lang 'ro_RO' is no key of the column 'translation': 'en', 'de'",
+    ),
+    "one column for both": (
+        lambda tmp, model: [*table(tmp / "a.csv"), "--source_column", "target", "--target_column", "target"],
+        "--source_column and --target_column are both the column 'target'",
+    ),
+    "one language for both": (
+        lambda tmp, model: [*translations(tmp / "a.jsonl"), "--source_lang", "en", "--target_lang", "en_XX"],
+        "--source_lang and --target_lang are both the column 'translation.en'",
+    ),
+    "row without a language": (
+        lambda tmp, model: [*translated(tmp / "a.jsonl", {"en": "a"}), *FROM_EN_TO_DE],
+        "a.jsonl has no text in column 'translation.de'",
+    ),
+    "row without a translation": (
+        lambda tmp, model: [*translated(tmp / "a.jsonl", None), *FROM_EN_TO_DE],
+        "has no text in column 'translation.en'",
+    ),
+    "row of another kind": (
+        lambda tmp, model: [*translated(tmp / "a.jsonl", "a"), *FROM_EN_TO_DE],
+        "a.jsonl has 'a' in column 'translation': a text per language is needed",
+    ),
+    "number for a text": (
+        lambda tmp, model: [*translated(tmp / "a.jsonl", {"en": "a", "de": 5}), *FROM_EN_TO_DE],
+        "has {'en': 'a', 'de': 5} in column 'translation': a text per language is needed",
     ),
     "languages of the tokenizer": (
         lambda tmp, model: [*table(tmp / "a.csv"), *language_model(tmp / "m", {}, MBartConfig)],

@@ -26,7 +26,7 @@ from transformers import (
 
 from hf_lookbehind.finetune import tokenization
 from hf_lookbehind.finetune.task import Task
-from hf_lookbehind.scripts.run_text_classification import main, train
+from hf_lookbehind.scripts.run_text_classification import main, make_parser, prepare, train
 from tests.programs import set_caches
 
 TINY = "hidden_size=16,num_hidden_layers=1,num_attention_heads=2,intermediate_size=16"
@@ -149,6 +149,23 @@ BAD_INPUT = {
         "columns are 'words'",
     ),
     "no such text column": (lambda tmp, model: [*on(tmp), "--text_column_names", "x"], "'x' is no column"),
+    "one column twice": (
+        lambda tmp, model: [*on(tmp), "--text_column_names", "text", "text"],
+        "--text_column_names text text is not allowed: each column once",
+    ),
+    "texts that are the labels": (
+        lambda tmp, model: [*on(tmp), "--text_column_names", "label"],
+        "--text_column_names and --label_column_name are both the column 'label'",
+    ),
+    "other case of a column": (
+        lambda tmp, model: written(tmp / "a.csv", "Text,Label\na,0\n"),
+        "--text_column_names is needed: no column is called 'text'; the dataset's columns are 'Text', 'Label'",
+    ),
+    "text in a comma": (lambda tmp, model: written(tmp / "a.csv", f"{HEAD}a, b,0\nc, d,1\n"), "line 2 has 3 fields"),
+    "a number among texts": (
+        lambda tmp, model: written(tmp / "a.jsonl", '{"text": "a", "label": 0}\n{"text": 5, "label": 1}\n' * 9),
+        "a.jsonl has 5, which is no text, in column 'text'",
+    ),
     "three columns": (lambda tmp, model: [*on(tmp), "--text_column_names", "x", "y", "z"], "one or two"),
     "no label column": (lambda tmp, model: on(tmp, text=lambda t, k: t), "--label_column_name is needed"),
     "row without text": (
@@ -347,6 +364,48 @@ def test_a_saved_dataset_with_named_labels(tmp_path, trained):
     flags = ["--dataset_name", str(tmp_path / "data"), "--model_name_or_path", str(trained), *QUICK]
     results = train([*flags, "--max_steps", "1", "--train_val_split", "0", "--output_dir", str(tmp_path / "out")])
     assert results.datasets["train"]["labels"][:] == [kind for _, kind in sentences(16)]
+
+
+def prepared(*flags):
+    """The task that the program makes of the flags, and its model, untrained."""
+    args = make_parser().parse([*flags, *NEW_MODEL])
+    task = prepare(args)
+    return task, task.load_model().config
+
+
+def test_a_file_that_is_larger_than_what_is_read_at_once(tmp_path):
+    """No class in two, no text altered, no number refused for what stands in the first 10000 rows."""
+    spelled = {
+        "classes": lambda late, i: ["ab", "01"][i % 2 or late],
+        "numbers": lambda late, i: f"{i % 3}.5" if late else str(i % 3),
+        "words": lambda late, i: "other" if late else str(i % 2),
+    }
+    found = {}
+    for name, label in spelled.items():
+        text = "".join(f"{'005' if i == 10_100 else 'a film'},{label(i >= 10_000, i)}\n" for i in range(10_200))
+        flags = [
+            *written(tmp_path / f"{name}.csv", HEAD + text),
+            "--train_val_split",
+            "0",
+            "--max_train_samples",
+            "60",
+        ]
+        found[name] = prepared(*flags, "--output_dir", str(tmp_path / "out"))[1]
+    assert list(found["classes"].label2id) == ["01", "ab"] and list(found["words"].label2id) == ["0", "1", "other"]
+    assert found["numbers"].problem_type == "regression"
+
+
+def test_a_subset_may_lack_a_class(tmp_path):
+    text = "".join(f"film {i},c{i % 40}\n" for i in range(400))
+    flags = [
+        *written(tmp_path / "a.csv", HEAD + text),
+        "--max_train_samples",
+        "60",
+        "--output_dir",
+        str(tmp_path / "o"),
+    ]
+    task, config = prepared(*flags)
+    assert config.num_labels == len(task.classes) == 40 and len(task.datasets["train"]) == 60
 
 
 def test_a_word_such_as_na_is_a_text(tmp_path):
