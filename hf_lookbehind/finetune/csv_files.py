@@ -92,7 +92,7 @@ def _names(header: list[str]) -> list[str]:
 def _checked(fields: list[str], line: int, names: list[str], delimiter: str) -> list[str]:
     if len(fields) == len(names):
         return fields
-    problem = f"line {line} has {len(fields)} fields, and the header {len(names)}"
     if len(fields) > len(names):
-        problem += f": a field that holds {delimiter!r} is quoted"
-    raise ValueError(problem)
+        problem = f"line {line} has {len(fields)} fields, and the header {len(names)}"
+        raise ValueError(f"{problem}: a field that holds {delimiter!r} is quoted")
+    raise ValueError(f"line {line} has {len(fields)} of the {len(names)} fields of the header")

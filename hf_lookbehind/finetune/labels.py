@@ -68,6 +68,8 @@ def class_names(part: Part, column: str) -> list[str]:
         raise InputError(f"--label_column_name {column!r} holds no class labels: its type is {feature}")
     whole = part.whole_split()
     names = [spelling(value) for value in whole.column(column)]
+    if are_fractions(names):
+        raise InputError(f"--label_column_name {column!r} holds no class labels: they are numbers with fractions")
     check_spelling(names, lambda row: f"{whole.where(row)} has {names[row]!r} in column {column!r}")
     return in_order({name for name in names if name})
 
@@ -180,7 +182,7 @@ def encode_numbers(part: Part, column: str) -> np.ndarray:
     for i, value in enumerate(part.column(column)):
         number = None if isinstance(value, bool) else number_of(value) if isinstance(value, str) else value
         if not isinstance(number, int | float) or not np.isfinite(number):
-            raise InputError(f"{part.where(i)} has {value!r} in column {column!r}: a finite number is needed")
+            raise InputError(f"{part.where(i)} has {value!r} in column {column!r}: a finite number is needed, as 0.5")
         numbers[i] = number
     return numbers
 

@@ -35,7 +35,7 @@ def are_fractions(names: Iterable[str]) -> bool:
     numbers = [number_of(name) for name in given]
     if not given or None in numbers:
         return False
-    return any(n != int(n) for n in numbers if n is not None) or not any(map(_WHOLE.fullmatch, given))
+    return any(n is not None and not n.is_integer() for n in numbers) or not any(map(_WHOLE.fullmatch, given))
 
 
 def in_order(names: Collection[str]) -> list[str]:
@@ -72,7 +72,7 @@ def _spelled_list(counts: Counter[str]) -> tuple[str, str] | None:
 def _decimal_comma(counts: Counter[str]) -> tuple[str, str] | None:
     """In a column that is mostly of numbers: a comma may stand in the name of a class."""
     commas = [name for name in counts if _DECIMAL_COMMA.fullmatch(name)]
-    words = [name for name in counts if name not in commas and number_of(name) is None]
+    words = [name for name in counts if not _DECIMAL_COMMA.fullmatch(name) and number_of(name) is None]
     if not commas or _rows(counts, words) * 2 > counts.total():
         return None
     return commas[0], "which is no number: a point stands before a fraction, and --label_separator is for many labels"
@@ -81,7 +81,7 @@ def _decimal_comma(counts: Counter[str]) -> tuple[str, str] | None:
 def _word_among_numbers(counts: Counter[str]) -> tuple[str, str] | None:
     """A word is no class where numbers have fractions, where it is there once, or where it says that there is none."""
     words = [name for name in counts if number_of(name) is None]
-    numbers = [name for name in counts if name not in set(words)]
+    numbers = [name for name in counts if number_of(name) is not None]
     if not words or not numbers:
         return None
     no_classes = not all(map(_WHOLE.fullmatch, numbers)) and _rows(counts, words) < _rows(counts, numbers)
@@ -98,11 +98,16 @@ def _second_spelling(counts: Counter[str]) -> tuple[str, str] | None:
         return pointed[0], "among whole numbers: --do_regression predicts numbers; a class is spelled in one way"
     first: dict[Any, str] = {}
     for name in counts:
-        number = number_of(name)
-        meant = number if number is not None else name.lower() if name.lower() in ("true", "false") else name
-        if first.setdefault(meant, name) != name:
-            return name, f"and other rows {first[meant]!r}: a class is spelled in one way"
+        if first.setdefault(_meant(name), name) != name:
+            return name, f"and other rows {first[_meant(name)]!r}: a class is spelled in one way"
     return None
+
+
+def _meant(name: str) -> Any:
+    if name.lower() in ("true", "false"):
+        return name.lower()
+    number = int(name) if _WHOLE.fullmatch(name) else number_of(name)
+    return name if number is None else number
 
 
 def _rows(counts: Counter[str], names: Iterable[str]) -> int:
