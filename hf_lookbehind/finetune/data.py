@@ -15,7 +15,7 @@ from ..config import InputError
 from .arguments import DataArguments
 from .json_files import is_mixed, unmixed
 from .program import one_line
-from .rows import READERS, read_rows
+from .rows import READERS, joined, read_rows
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def _read_files(folder: Path, options: dict[str, Any]) -> DatasetDict | None:
         return None
     cache_dir = options["cache_dir"]
     parts = {split: [_read_file(name, cache_dir) for name in names] for split, names in files.items()}
-    return DatasetDict({split: concatenate_datasets(of_split) for split, of_split in parts.items()})
+    return DatasetDict({split: joined(of_split) for split, of_split in parts.items()})
 
 
 def _read_file(name: str, cache_dir: str | None) -> Dataset:

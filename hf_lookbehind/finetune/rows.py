@@ -1,13 +1,13 @@
 """Rows of a file as a dataset: cached under what the file holds, and read as it is."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import ArrowBasedBuilder, Dataset, DatasetInfo, SplitGenerator
+from datasets import ArrowBasedBuilder, Dataset, DatasetInfo, SplitGenerator, Value, concatenate_datasets
 
 from .csv_files import read_csv, read_tsv
 from .json_files import read_json
@@ -81,6 +81,22 @@ def read_rows(path: Path, cache_dir: str | None = None) -> Dataset:
     builder.download_and_prepare()
     data: Any = builder.as_dataset(split="train")
     return data
+
+
+def joined(parts: Sequence[Dataset]) -> Dataset:
+    """Files as one dataset: a column of texts, or of numbers with fractions, in one of them is one in all.
+
+    Raises:
+        ValueError: a column is of types that have nothing in common.
+    """
+    kinds: dict[str, set[str]] = {}
+    for name, feature in (column for part in parts for column in part.features.items()):
+        kinds.setdefault(name, set()).add(feature.dtype if isinstance(feature, Value) else "")
+    for name, found in kinds.items():
+        kind = "string" if any("string" in kind for kind in found) else "float64"
+        if found == {"int64", "float64"} or (kind == "string" and len(found) > 1 and "" not in found):
+            parts = [part.cast_column(name, Value(kind)) if name in part.features else part for part in parts]
+    return concatenate_datasets(list(parts))
 
 
 def _undecodable(path: Path) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, Value, concatenate_datasets
+from datasets import Dataset
 from datasets.exceptions import DatasetsError
 
 from ..config import InputError
@@ -15,7 +15,7 @@ from .data import Part, load_splits
 from .json_files import is_mixed
 from .paths import exists
 from .program import one_line
-from .rows import NoRows, read_rows
+from .rows import NoRows, joined, read_rows
 
 TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 # a Parquet file that cannot be read is a ValueError
@@ -75,7 +75,7 @@ def load_texts(
         if files:
             parts = [_read(flag, name, cache_dir) for name in files]
             try:
-                splits[split] = concatenate_datasets(_with_one_type(parts))
+                splits[split] = joined(parts)
             except ValueError as error:
                 raise InputError(f"--{flag} {', '.join(files)}: their columns differ: {one_line(error)}") from error
     return splits
@@ -91,16 +91,6 @@ def _read(flag: str, name: str, cache_dir: str | None) -> Dataset:
         said = error.__cause__ or error
         problem = said if isinstance(said, NoRows) else f"cannot be read: {one_line(said)}"
         raise InputError(f"--{flag} {name!r} {problem}") from error
-
-
-def _with_one_type(parts: Sequence[Dataset]) -> list[Dataset]:
-    """What is text in one of the files is text in all of them: a CSV file tells no types, a JSON file does."""
-    features = [(name, feature) for part in parts for name, feature in part.features.items()]
-    texts = {name for name, feature in features if isinstance(feature, Value) and "string" in feature.dtype}
-    others = {name for name, feature in features if isinstance(feature, Value) and feature != Value("string")} & texts
-    for name in others:
-        parts = [part.cast_column(name, Value("string")) if name in part.features else part for part in parts]
-    return list(parts)
 
 
 def texts_of(part: Part, column: str) -> list[str]:

@@ -52,14 +52,14 @@ def test_fields_are_what_the_file_says(tmp_path, name, content, text, label):
 def test_a_column_has_one_type_in_the_whole_file(tmp_path):
     """Also where its first rows would have another."""
     late = lambda first, last: [first if i < 10_000 else last for i in range(MANY)]  # noqa: E731
-    for values in (late("ab", "01"), late("good film", "005"), late("1", "1.5"), late("1", "other")):
-        assert columns(tmp_path, "a.csv", "text\n" + "\n".join(values))["text"] == values
-    for values in (late(1, 1.5), late(None, "x"), late([], ["a"])):
-        assert columns(tmp_path, "a.jsonl", lines({"x": value} for value in values))["x"] == values
-    mixed = late(1, "other")
-    columns(tmp_path, "a.jsonl", lines({"x": value} for value in mixed))
+    spelled = {"a": late("ab", "01"), "b": late("good film", "005"), "c": late("1", "1.5"), "d": late("1", "other")}
+    rows = "".join(",".join(row) + "\n" for row in zip(*spelled.values(), strict=True))
+    assert columns(tmp_path, "a.csv", "a,b,c,d\n" + rows) == spelled
+    typed = {"a": late(1, 1.5), "b": late(None, "x"), "c": late([], ["a"]), "d": late(1, "other")}
+    rows = lines(dict(zip(typed, row, strict=True)) for row in zip(*typed.values(), strict=True))
+    assert columns(tmp_path, "a.jsonl", rows) | {"d": typed["d"]} == typed
     part = data.take_split({"train": read_rows(tmp_path / "a.jsonl", str(tmp_path / "cache"))}, "train", "train_split")
-    assert part.column("x") == mixed
+    assert part.column("d") == typed["d"]
 
 
 @pytest.mark.parametrize(
@@ -104,9 +104,13 @@ def test_files_of_several_kinds_are_one_split(tmp_path):
     """A CSV file tells no types, a JSON file does: what is text in one of them is so in all."""
     (tmp_path / "a.csv").write_text("text,label\na,0\n")
     (tmp_path / "b.jsonl").write_text('{"text": "b", "label": 1}')
-    files = [str(tmp_path / name) for name in ("a.csv", "b.jsonl")]
-    rows = texts.load_texts(TextDataArguments(train_file=files), cache_dir=str(tmp_path / "cache"))["train"]
-    assert rows["text"][:] == ["a", "b"] and rows["label"][:] == ["0", "1"]
+    (tmp_path / "c.jsonl").write_text('{"text": "c", "label": 0.5}')
+
+    def labels_of(*names):
+        args = TextDataArguments(train_file=[str(tmp_path / name) for name in names])
+        return texts.load_texts(args, cache_dir=str(tmp_path / "cache"))["train"]["label"][:]
+
+    assert labels_of("a.csv", "b.jsonl") == ["0", "1"] and labels_of("b.jsonl", "c.jsonl") == [1.0, 0.5]
 
 
 def test_a_folder_of_files_is_read_as_files_are(tmp_path):
