@@ -15,7 +15,8 @@ Pairs of texts with any number of labels each, from a Hub id or a folder of one:
     hf-lookbehind text-classification --model_name_or_path google-bert/bert-base-uncased --dataset_name user/pairs \\
         --text_column_names question answer --label_column_name topics --metric f1 --output_dir runs/pairs
 
-Labels that are numbers with fractions are regressed. Without --model_name_or_path a small new BERT is trained.
+Labels are regressed where the column is of numbers and one of them has a fraction; else each is a class.
+Without --model_name_or_path a small new BERT is trained.
 Flags may stand in a file, and those after it override: ... text-classification settings.yaml --k 5
 """
 

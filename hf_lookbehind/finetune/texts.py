@@ -28,7 +28,10 @@ class TextDataArguments(DataArguments):
     """Texts of a dataset, or of files."""
 
     train_file: list[str] | None = field(
-        default=None, metadata={"help": "Files to train on: .csv, .tsv, .json, .jsonl or .parquet."}
+        default=None,
+        metadata={
+            "help": "Files to train on: .csv, .tsv, .json, .jsonl or .parquet; in .tsv quotation marks are text."
+        },
     )
     validation_file: list[str] | None = field(default=None, metadata={"help": "Files to validate on, alike."})
     test_file: list[str] | None = field(default=None, metadata={"help": "Files for a final test, alike."})
