@@ -16,6 +16,7 @@ from transformers.utils import logging
 from ..config import InputError
 from ..report import format_table, plot_training
 from ..trainer.checkpoints import last_complete_checkpoint
+from ..trainer.weights import refuse_other_model
 from . import card
 from .arguments import FinetuningArguments
 from .flags import Arguments, FlagParser
@@ -95,7 +96,8 @@ class Program:
                 )
             check_rating_flags(training, task.metrics.keys)
             training.choose_best_metric(task.metrics.keys)
-            from_main_process(lambda: check_checkpoint(training, _checkpoint_of(training)))
+            checkpoint = from_main_process(lambda: _checkpoint_of(training))
+            from_main_process(lambda: check_checkpoint(training, checkpoint))
             search = RhoSearch(args, task) if args.search.rho_search is not None else None
             probed = training
             if search is not None:
@@ -104,6 +106,8 @@ class Program:
                 probed.enable_jit_checkpoint = False
             with no_empty_folder(status.output_dir):
                 trainer = task.make_trainer(task.make_model(training.seed, args.model), probed, args.lookbehind)
+                if checkpoint is not None:
+                    refuse_other_model(trainer.model, checkpoint)
                 hub = args.hub.checked(trainer) if args.hub is not None else None
             if search is not None:
                 # all that can be refused has been

@@ -1,19 +1,13 @@
-"""Checkpoints to resume from: the last one that was written to its end, and its weights under their saved names."""
+"""Checkpoints to resume from: the last one that was written to its end, and what a run goes on with."""
 
-import copy
-import functools
 import json
 import zipfile
-from collections.abc import Iterator, Set
+from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-from safetensors import safe_open
-from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
+from transformers.utils import logging
 
 from ..config import InputError, LookbehindConfig
 
@@ -53,46 +47,6 @@ def warn_if_config_differs(checkpoint: str | Path, config: LookbehindConfig) -> 
         mine, theirs = config.resolved(), saved.resolved()
         changes = ", ".join(f"{name}: {getattr(theirs, name)!r} -> {getattr(mine, name)!r}" for name in differences)
         logger.warning(f"resuming {checkpoint} under other Lookbehind settings: {changes}")
-
-
-def load_renamed_weights(model: nn.Module, checkpoint: str | Path) -> bool:
-    """Load a checkpoint that names weights otherwise than the model does. False, and nothing done, for any other.
-
-    `save_pretrained` writes the names of the Hub's older files (for ViT and many others); the Trainer loads by the
-    model's own names, warns of missing keys and goes on with the weights that it has (transformers issue 43701).
-    """
-    if not isinstance(model, PreTrainedModel) or not _saved_names(Path(checkpoint)) - model.state_dict().keys():
-        return False
-    # wide enough for every tensor, so that mixed dtypes come back unrounded
-    dtype = functools.reduce(torch.promote_types, {p.dtype for p in model.parameters() if p.is_floating_point()})
-    loaded = type(model).from_pretrained(checkpoint, config=copy.deepcopy(model.config), dtype=dtype)
-    weights = loaded.state_dict()
-    # modules that the user has added are unknown to the model's class, and saved under their own names
-    added = model.state_dict().keys() - weights.keys()
-    model.load_state_dict(weights | _read(Path(checkpoint), added))
-    return True
-
-
-def _read(checkpoint: Path, names: Set[str]) -> dict[str, Tensor]:
-    """Those of the named tensors that a checkpoint holds."""
-    index = checkpoint / SAFE_WEIGHTS_INDEX_NAME
-    files = {SAFE_WEIGHTS_NAME}
-    if index.is_file():
-        files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    found = {}
-    for name in files if names else ():
-        with safe_open(checkpoint / name, framework="pt") as file:
-            found |= {key: file.get_tensor(key) for key in names & set(file.keys())}
-    return found
-
-
-def _saved_names(checkpoint: Path) -> set[str]:
-    if (checkpoint / SAFE_WEIGHTS_NAME).is_file():
-        with safe_open(checkpoint / SAFE_WEIGHTS_NAME, framework="pt") as file:
-            return set(file.keys())
-    if (checkpoint / SAFE_WEIGHTS_INDEX_NAME).is_file():
-        return set(json.loads((checkpoint / SAFE_WEIGHTS_INDEX_NAME).read_text(encoding="utf-8"))["weight_map"])
-    return set()
 
 
 def _newest_first(output_dir: Path) -> Iterator[Path]:

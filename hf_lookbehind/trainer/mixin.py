@@ -22,7 +22,7 @@ from ..optim.lookbehind import Lookbehind
 from ..optim.perturbation import accumulation_dtype
 from .callbacks import DeferredJITCheckpointCallback
 from .card import card_with_method, push
-from .checkpoints import last_complete_checkpoint, load_renamed_weights, warn_if_config_differs
+from .checkpoints import last_complete_checkpoint, warn_if_config_differs
 from .gradients import GradientWatch
 from .logs import IterationLog
 from .pushes import init_repository, push_checkpoint, token_left_out
@@ -30,6 +30,7 @@ from .search import choose_trial_settings
 from .sparing import Sparing, WholePassNeededError
 from .support import refuse_unsupported
 from .trained import trained_module
+from .weights import load_weights, refuse_other_model
 from .window import MicroBatch, draw_part
 
 # For type checkers the mixin is a Trainer; at run time whichever Trainer it is mixed into comes after it.
@@ -335,13 +336,23 @@ class LookbehindMixin(_Trainer):
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if model is not None:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        elif not load_renamed_weights(self.model, resume_from_checkpoint):
+        given = self.model if model is None else model
+        if super()._load_from_checkpoint.__func__ is Trainer._load_from_checkpoint:
+            # a class that loads in a way of its own knows what it has saved
+            refuse_other_model(given, resume_from_checkpoint)
+        loaded = load_weights(given, resume_from_checkpoint)
+        if loaded is not None:
+            self._issue_warnings_after_load(loaded)
+        elif model is None:
             super()._load_from_checkpoint(resume_from_checkpoint)  # sentence-transformers' takes nothing else
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
-        if not load_renamed_weights(self.model, self.state.best_model_checkpoint):
+        loaded = load_weights(self.model, self.state.best_model_checkpoint)
+        if loaded is not None:
+            self._issue_warnings_after_load(loaded)
+        else:
             super()._load_best_model()
 
     # ---- what is logged and saved ----

@@ -48,3 +48,7 @@ def test_trainer_on_a_model_sharded_at_load_time_equals_one_process(tmp_path):
     for name in methods:
         for results in ranks:
             assert max_difference(results[name], expected[name][0]) <= 1e-10, name
+    for results in ranks:
+        assert (
+            max_difference(results["loaded"], results["best"]) == 0.0 < max_difference(results["best"], results[name])
+        )

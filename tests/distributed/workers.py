@@ -186,21 +186,35 @@ class AssertSharded(TrainerCallback):
 
 
 def fsdp_trainer(source, output_dir, methods):
-    """The Trainer on a model that `from_pretrained` shards; its final weights, as saved and loaded again."""
+    """The Trainer on a model that `from_pretrained` shards; its final weights, as saved and loaded again.
+
+    The last method is run once more, and its best model loaded: the one with the highest loss, that of a checkpoint.
+    """
     from transformers.distributed.configuration_utils import DistributedConfig
 
     dist.init_process_group("gloo")
-    results = {}
-    for name, config in methods.items():
+
+    def run(name, **options):
         sharding = DistributedConfig(fsdp_size=dist.get_world_size())
         model = ViTForImageClassification.from_pretrained(source, distributed_config=sharding, dtype=torch.float64)
-        folder = os.path.join(output_dir, name)
+        data = images(24, torch.float64)
         trainer = make_trainer(
-            folder, config, model=model, data=images(24, torch.float64), per_device_train_batch_size=2,
-            gradient_accumulation_steps=2, trainer_kwargs=dict(callbacks=[AssertSharded()]), **RUN,
+            os.path.join(output_dir, name), methods[name], model=model, data=data, per_device_train_batch_size=2,
+            gradient_accumulation_steps=2, trainer_kwargs=dict(callbacks=[AssertSharded()], eval_dataset=data),
+            **RUN, **options,
         )  # fmt: skip
         trainer.train()
         trainer.save_model()
         dist.barrier()
-        results[name] = weights_of(ViTForImageClassification.from_pretrained(folder, dtype=torch.float64))
+        return trainer, saved(trainer.args.output_dir)
+
+    def saved(folder):
+        return weights_of(ViTForImageClassification.from_pretrained(folder, dtype=torch.float64))
+
+    results = {name: run(name)[1] for name in methods}
+    trainer, results["loaded"] = run(
+        list(methods)[-1], eval_strategy="steps", eval_steps=3, save_strategy="steps", save_steps=3,
+        save_only_model=True, load_best_model_at_end=True, metric_for_best_model="loss", greater_is_better=True,
+    )  # fmt: skip
+    results["best"] = saved(trainer.state.best_model_checkpoint)
     return results
