@@ -140,6 +140,8 @@ class FinetuningArguments(TrainingArguments):
     """The Trainer's arguments, checked further, and those of the evaluation."""
 
     _argument_group_name = "Training (all of transformers.TrainingArguments)"
+    # asked for by `LookbehindMixin`: a callback's arguments stay those that the flags give now, on resume too
+    callbacks_go_on = True
 
     do_train: bool = field(default=True, metadata={"help": "Accepted and not needed: the program always trains."})
     resume_from_checkpoint: str | None = field(
@@ -170,6 +172,10 @@ class FinetuningArguments(TrainingArguments):
     )
     early_stopping_threshold: float | None = field(
         default=None, metadata={"help": "Improvements up to this size do not count. Default: 0."}
+    )
+    restore_callback_states_from_checkpoint: bool = field(
+        default=False,
+        metadata={"help": "Accepted and not needed: a resumed run always goes on with what callbacks have counted."},
     )
     hub_deadline: float | None = field(default=None, metadata={"help": "Seconds after which a push is given up."})
 

@@ -80,6 +80,7 @@ def save(data: LookbehindCardData, folder: str | Path) -> Path:
     Example:
         save(replace(load(folder), comparison=[...]), folder)
     """
+    keep_own_card(folder)
     path = write_card(render(replace(data, flatness=read_flatness(folder))), folder)
     text = json.dumps(data.to_dict(), indent=2) + "\n"
     path.with_name(DATA_NAME).write_text(text, encoding="utf-8")
@@ -100,9 +101,8 @@ def load(folder: str | Path) -> LookbehindCardData:
 
 
 def write_card(text: str, folder: str | Path) -> Path:
-    """Write a card that is rendered; `card.json` of an earlier one goes."""
+    """Write a card that is rendered over the one that is there (see `keep_own_card`); its `card.json` goes."""
     path = Path(folder) / CARD_NAME
-    keep_own_card(folder)
     path.with_name(DATA_NAME).unlink(missing_ok=True)
     path.write_text(text + _MARK.format(_digest(text)), encoding="utf-8")
     return path

@@ -1,6 +1,34 @@
-"""Callbacks that keep observers of the Trainer on the slow weights."""
+"""Callbacks that keep observers of the Trainer on the slow weights, and what a resumed run makes of callbacks."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.trainer_jit_checkpoint import JITCheckpointCallback
+
+
+def restore_counts(callbacks: Sequence[TrainerCallback], saved: Mapping[str, Any]) -> None:
+    """Let callbacks go on with what they have counted, under the arguments that they are given now.
+
+    HF's own way, `restore_callback_states_from_checkpoint`, makes them anew with the arguments of the checkpoint.
+
+    Args:
+        callbacks: of the resumed run.
+        saved: `TrainerState.stateful_callbacks`: by the name of its class, a callback's state, or a list of several.
+    """
+    for name, states in saved.items():
+        same = [callback for callback in callbacks if type(callback).__name__ == name]
+        for callback, state in zip(same, states if isinstance(states, list) else [states], strict=False):
+            for attribute, value in state.get("attributes", {}).items():
+                setattr(callback, attribute, value)
+
+
+def has_stopped_early(trainer: Any) -> bool:
+    """Whether a callback had lost its patience when the checkpoint that a trainer resumes was written."""
+    stopping = [c for c in trainer.callback_handler.callbacks if isinstance(c, EarlyStoppingCallback)]
+    return trainer.state.global_step > 0 and any(
+        callback.early_stopping_patience_counter >= callback.early_stopping_patience for callback in stopping
+    )
 
 
 class DeferredJITCheckpointCallback(JITCheckpointCallback):

@@ -112,14 +112,18 @@ def card_with_method(trainer: Any, create: Callable[..., None], *args: Any, **kw
     """
     folder, is_main = str(trainer.args.output_dir), trainer.is_world_process_zero()
     given = inspect.signature(create).bind_partial(*args, **kwargs)
+    path, kept = Path(folder) / CARD_NAME, None
     if is_main:
-        keep_own_card(folder)
+        kept = keep_own_card(folder)
         if "license" in inspect.signature(create).parameters and given.arguments.get("license") is None:
             base = given.arguments.get("finetuned_from") or card_data(trainer).base_name
             given.arguments["license"] = license_of(base, ask=True, token=trainer.args.hub_token) or ""
     create(*given.args, **given.kwargs)
-    path = Path(folder) / CARD_NAME
-    if not is_main or not path.is_file():
+    if not is_main:
+        return
+    if not path.is_file():
+        if kept is not None:
+            kept.rename(path)
         return
     data, card = replace(card_data(trainer), flatness=read_flatness(folder)), ModelCard.load(path)
     card.data.license = card.data.license or None

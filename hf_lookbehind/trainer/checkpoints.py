@@ -5,6 +5,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from transformers import TrainerState
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
@@ -28,6 +29,25 @@ def last_complete_checkpoint(output_dir: str | Path) -> str | None:
             return str(checkpoint)
         logger.warning(f"{checkpoint} is passed over: {problem}; it was cut while being written")
     return None
+
+
+def find_best_again(state: TrainerState, checkpoint: str | Path) -> None:
+    """Let the best checkpoint of a resumed run be the one beside that which is resumed.
+
+    Where the folders of a run have been moved the Trainer forgets it; where they were copied it takes the original.
+
+    Args:
+        state: of the run, as the Trainer has read it from the checkpoint.
+        checkpoint: that is resumed.
+    """
+    path = Path(checkpoint) / TRAINER_STATE_NAME
+    recorded = TrainerState.load_from_json(str(path)).best_model_checkpoint if path.is_file() else None
+    if recorded is None:
+        return
+    beside = path.absolute().parents[1] / Path(recorded).name
+    if beside.is_dir() and not (Path(recorded).is_dir() and beside.samefile(recorded)):
+        logger.warning(f"the best checkpoint was {recorded}, and is {beside} now")
+        state.best_model_checkpoint = str(beside)
 
 
 def warn_if_config_differs(checkpoint: str | Path, config: LookbehindConfig) -> None:

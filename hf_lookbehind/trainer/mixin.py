@@ -20,9 +20,9 @@ from ..optim.calibration import RhoCalibration
 from ..optim.copies import Given
 from ..optim.lookbehind import Lookbehind
 from ..optim.perturbation import accumulation_dtype
-from .callbacks import DeferredJITCheckpointCallback
+from .callbacks import DeferredJITCheckpointCallback, has_stopped_early, restore_counts
 from .card import card_with_method, push
-from .checkpoints import last_complete_checkpoint, warn_if_config_differs
+from .checkpoints import find_best_again, last_complete_checkpoint, warn_if_config_differs
 from .gradients import GradientWatch
 from .logs import IterationLog
 from .pushes import init_repository, push_checkpoint, token_left_out
@@ -301,12 +301,32 @@ class LookbehindMixin(_Trainer):
                 self._window, self._hooks, self._lookbehind, self._sparing = [], [], None, None
                 self._lookbehind_watch = None
 
+    def _init_training_state(
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: str | None,
+        trial: Any,
+    ) -> tuple[int, int]:
+        steps = max_steps, num_update_steps_per_epoch, num_train_epochs
+        begins_at = super()._init_training_state(*steps, resume_from_checkpoint, trial)
+        if resume_from_checkpoint is None:
+            return begins_at
+        find_best_again(self.state, resume_from_checkpoint)
+        if self.state.global_step >= max_steps or has_stopped_early(self):
+            # a finished run is resumed: the Trainer would stop only after one more step
+            return num_train_epochs, 0
+        return begins_at
+
+    def _load_callback_state(self) -> None:
+        if getattr(self.args, "callbacks_go_on", False):
+            restore_counts(self.callback_handler.callbacks, self.state.stateful_callbacks)
+        else:
+            super()._load_callback_state()
+
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         steps = self.state.global_step
-        if steps >= self.state.max_steps:
-            # a finished run was resumed: the Trainer would stop only after one more step
-            self.control.should_training_stop = True
-            return
         super()._run_epoch(*args, **kwargs)
         if self.state.global_step == steps and not (
             self.control.should_epoch_stop or self.control.should_training_stop
@@ -331,7 +351,8 @@ class LookbehindMixin(_Trainer):
             resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
             if resume_from_checkpoint is None:
                 raise InputError(
-                    f"resume_from_checkpoint=True is not allowed: {self.args.output_dir} holds no complete checkpoint"
+                    f"No valid checkpoint found in output directory ({self.args.output_dir}): "
+                    "resume_from_checkpoint=True needs one that was written to its end"
                 )
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
@@ -378,11 +399,11 @@ class LookbehindMixin(_Trainer):
         super().log(logs, *args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """`Trainer.save_model`, with `lookbehind_config.json` beside the weights and in `args.output_dir`."""
+        """`Trainer.save_model`, with `lookbehind_config.json` beside the weights."""
         if self.args.should_save:
-            for directory in {output_dir or self.args.output_dir, self.args.output_dir}:
-                os.makedirs(directory, exist_ok=True)
-                self.lookbehind_config.save(directory, self._calibration and self._calibration.state())
+            folder = output_dir or self.args.output_dir
+            os.makedirs(folder, exist_ok=True)
+            self.lookbehind_config.save(folder, self._calibration and self._calibration.state())
         super().save_model(output_dir, _internal_call=_internal_call)
 
     def _save(self, *args: Any, **kwargs: Any) -> None:

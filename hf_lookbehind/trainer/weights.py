@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.modules.module import _IncompatibleKeys
@@ -183,11 +183,14 @@ def _load_adapters(model: PreTrainedModel, checkpoint: str | Path) -> _Incompati
 
 
 def _refuse_other_kind(model: nn.Module, checkpoint: Path) -> None:
-    """Refuse adapters where a whole model is needed, and the reverse."""
+    """Refuse adapters where a whole model is needed, the reverse, and a folder with neither."""
     if _has_adapters(model) and read_weights(checkpoint):
         raise InputError(f"{str(checkpoint)!r} is of another model: it holds a whole one, and not its adapters")
     if not _has_adapters(model) and (checkpoint / ADAPTER_SAFE_WEIGHTS_NAME).is_file():
         raise InputError(f"{str(checkpoint)!r} is of another model: it holds adapters only, and this one has none")
+    # pickled ones, adapters with names in folders of their own, and shards are the Trainer's to find
+    if not any(path.suffix in (".safetensors", ".bin", ".distcp") for path in checkpoint.glob("**/*model*")):
+        raise InputError(f"Can't find a valid checkpoint at {str(checkpoint)!r}: it holds no weights")
 
 
 # ---- names ----
@@ -214,9 +217,12 @@ def _own(model: nn.Module) -> Weights:
 
 
 def _read(path: Path) -> Iterator[tuple[str, Tensor]]:
-    with safe_open(path, framework="pt") as file:
-        for name in file.keys():  # noqa: SIM118
-            yield name, file.get_tensor(name)
+    try:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                yield name, file.get_tensor(name)
+    except SafetensorError as error:
+        raise InputError(f"{str(path)!r} is damaged: {error}") from error
 
 
 def _placed(value: Tensor, own: Tensor) -> Tensor:

@@ -7,13 +7,14 @@ import time
 import traceback
 from concurrent.futures import Future
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import torch
 from huggingface_hub import ModelCard
 from transformers import Trainer, ViTForImageClassification
 
-from hf_lookbehind import InputError, LookbehindConfig, LookbehindTrainer
+from hf_lookbehind import InputError, LookbehindConfig, LookbehindMixin, LookbehindTrainer
 from hf_lookbehind.hub import NotPushedError
 from hf_lookbehind.hub.flatness import write_flatness
 from tests.hub.live import point_at
@@ -47,6 +48,40 @@ def test_a_card_that_the_user_wrote_is_kept(tmp_path):
     (tmp_path / "README.md").write_text("# Mine\n")
     trainer.create_model_card()
     assert (tmp_path / "README.backup.md").read_text() == "# Mine\n"
+
+
+class WritesACardWithEachCheckpoint(Trainer):
+    """As TRL's trainers do."""
+
+    def create_model_card(self, **kwargs):
+        (Path(self.args.output_dir) / "README.md").write_text("---\ntags: [trl]\n---\n# A card of another library\n")
+
+    def _save_checkpoint(self, model, trial):
+        self.create_model_card()
+        super()._save_checkpoint(model, trial)
+
+
+class LookbehindOfThat(LookbehindMixin, WritesACardWithEachCheckpoint):
+    pass
+
+
+def test_a_card_of_the_trainer_s_own_is_not_kept_and_the_user_s_is_once(tmp_path):
+    def run(steps, checkpoint=None):
+        options = dict(max_steps=steps, save_strategy="steps", save_steps=1)
+        make_trainer(tmp_path, CONFIG, cls=LookbehindOfThat, **options).train(checkpoint)
+        return sorted(path.name for path in tmp_path.glob("README*"))
+
+    card = tmp_path / "README.md"
+    assert run(3) == ["README.md"]
+    card.write_text("# Mine\n")
+    assert run(3) == run(4, str(tmp_path / "checkpoint-3")) == ["README.backup.md", "README.md"]
+    assert (tmp_path / "README.backup.md").read_text() == "# Mine\n"
+    edited = card.read_text() + "\nMine too\n"
+    card.write_text(edited)
+    assert run(6, str(tmp_path / "checkpoint-4")) == ["README.backup.md", "README.backup2.md", "README.md"]
+    assert (tmp_path / "README.backup2.md").read_text() == edited
+    text = card.read_text()
+    assert text.count("# A card of another library") == text.count("## How it was trained") == 1
 
 
 @pytest.mark.parametrize("name", ["push_to_hub", "create_model_card"])

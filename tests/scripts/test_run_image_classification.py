@@ -383,6 +383,21 @@ def test_early_stopping_keeps_the_best_model(tmp_path):
     assert all(torch.equal(kept[name], first[name]) for name in first)
     assert not any(torch.equal(kept[name], last[name]) for name in first if name.endswith("fc1.weight"))
 
+    # killed in the third epoch and moved, and resumed: it has not forgotten that the second was no better
+    killed = tmp_path / "killed"
+    for name in ("checkpoint-3", "checkpoint-6"):
+        shutil.copytree(tmp_path / "out" / name, killed / name)
+    shutil.move(tmp_path / "out", tmp_path / "elsewhere")
+    resume = [*flags, "--resume_from_checkpoint", "last", "--output_dir"]
+    state = train([*resume, str(killed)]).trainer.state
+    assert state.global_step == 9 and state.best_model_checkpoint == str(killed / "checkpoint-3")
+    assert weights(killed) == weights(tmp_path / "elsewhere")
+    # it had stopped: nothing is left to do, but for more patience
+    assert train([*resume, str(killed)]).trainer.state.global_step == 9
+    assert weights(killed) == weights(tmp_path / "elsewhere")
+    patient = train([*resume, str(killed), "--early_stopping_patience", "3"]).trainer
+    assert patient.state.global_step == 12
+
 
 def test_a_head_that_knows_the_labels_is_kept_and_its_order_too(trained, tmp_path):
     data = save_dataset(tmp_path / "data", image_dataset([0, 1] * 10, names=("7", "3")))

@@ -45,12 +45,14 @@ def test_every_event_sees_slow_weights(tmp_path, config):
 def test_saved_weights_are_the_slow_ones_and_the_config_lies_beside_them(tmp_path):
     config = LookbehindConfig(k=3, alpha="adaptive", target_parameters=["attention", "mlp"])
     trainer = train(tmp_path, config, max_steps=2, save_strategy="steps", save_steps=1)
-    for folder in (tmp_path / "checkpoint-1", tmp_path / "checkpoint-2", tmp_path):
+    for folder in (tmp_path / "checkpoint-1", tmp_path / "checkpoint-2"):
         assert LookbehindConfig.load(folder) == config
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-1", "checkpoint-2"}
     saved = type(trainer.model).from_pretrained(tmp_path / "checkpoint-2")
     assert max_difference(saved, trainer.model) == 0.0
-    trainer.save_model(tmp_path / "elsewhere")
-    assert json.loads((tmp_path / "elsewhere" / "lookbehind_config.json").read_text())["k"] == 3
+    for folder in (tmp_path / "elsewhere", tmp_path):
+        trainer.save_model(None if folder == tmp_path else folder)
+        assert json.loads((folder / "lookbehind_config.json").read_text())["k"] == 3
 
 
 def test_logs_are_means_since_the_last_log(tmp_path):

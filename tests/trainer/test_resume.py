@@ -2,15 +2,17 @@
 
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
 
 from hf_lookbehind import InputError
+from hf_lookbehind.trainer.callbacks import restore_counts
 from hf_lookbehind.trainer.checkpoints import last_complete_checkpoint
 from tests.models import max_difference, weights_of
 from tests.training import images, make_model, make_trainer, train
@@ -98,7 +100,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, uninterrupted, moment
     resumed = make_trainer(tmp_path, CONFIG, **RUN)
     if resumes_at is None:
         assert last_complete_checkpoint(tmp_path) is None
-        with pytest.raises(InputError, match="no complete checkpoint"):
+        with pytest.raises(InputError, match="^No valid checkpoint found in output directory"):
             resumed.train(resume_from_checkpoint=True)
         return
     assert last_complete_checkpoint(tmp_path) == str(tmp_path / f"checkpoint-{resumes_at}")
@@ -137,12 +139,75 @@ def test_resuming_under_another_config_warns_and_names_the_fields(tmp_path, monk
     assert said == []
 
 
+class Events(TrainerCallback):
+    """Which events come, in their order."""
+
+    def __init__(self):
+        self.seen = []
+        for event in ("on_train_begin", "on_epoch_begin", "on_step_end", "on_epoch_end", "on_train_end"):
+            setattr(self, event, lambda *args, event=event, **kwargs: self.seen.append(event))
+
+
 def test_a_finished_run_takes_no_further_step(tmp_path, uninterrupted):
     train(tmp_path, CONFIG, **RUN)
-    again = make_trainer(tmp_path, CONFIG, **RUN)
+    again = make_trainer(tmp_path, CONFIG, trainer_kwargs=dict(callbacks=[events := Events()]), **RUN)
     again.train(resume_from_checkpoint=True)
     assert again.state.global_step == RUN["max_steps"]
+    assert events.seen == ["on_train_begin", "on_train_end"]
     assert max_difference(again.model, uninterrupted) == 0.0
+
+
+# rated by a metric of which the first evaluation is the best one
+RATED = RUN | dict(
+    max_steps=8, save_steps=1, eval_strategy="steps", eval_steps=1, load_best_model_at_end=True, save_total_limit=None,
+    metric_for_best_model="score", restore_callback_states_from_checkpoint=True,
+)  # fmt: skip
+
+
+def rated(output_dir, scores, patience=2, **options):
+    callbacks, metrics = [EarlyStoppingCallback(patience)], iter_scores(scores)
+    kwargs = dict(eval_dataset=images(), callbacks=callbacks, compute_metrics=metrics)
+    return make_trainer(output_dir, CONFIG, trainer_kwargs=kwargs, **(RATED | options))
+
+
+def test_a_run_that_had_stopped_early_takes_no_further_step(tmp_path):
+    first = rated(tmp_path, [3.0, 1.0, 2.0])
+    first.train()
+    assert first.state.global_step == 3
+    again = rated(tmp_path, [9.0])
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 3 and max_difference(again.model, first.model) == 0.0
+    # the flag is the Trainer's, as the docs say: without it patience begins anew
+    forgetful = rated(tmp_path, [2.0, 2.0], restore_callback_states_from_checkpoint=False)
+    forgetful.train(resume_from_checkpoint=True)
+    assert forgetful.state.global_step == 5
+    # nor does a second training of the same trainer end before it has begun
+    first.compute_metrics = iter_scores([1.0] * 8)
+    first.train()
+    assert first.state.global_step == 3
+
+
+@pytest.mark.parametrize("way", [shutil.move, shutil.copytree])
+def test_the_best_checkpoint_is_found_where_the_run_is_now(tmp_path, way):
+    first = rated(tmp_path / "old", [3.0, 1.0, 2.0])
+    first.train()
+    way(tmp_path / "old", tmp_path / "new")
+    shutil.rmtree(tmp_path / "new" / "checkpoint-3")
+    resumed = rated(tmp_path / "new", [2.0])
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.best_model_checkpoint == str(tmp_path / "new" / "checkpoint-1")
+    assert resumed.state.global_step == 3 and max_difference(resumed.model, first.model) == 0.0
+
+
+def test_callbacks_go_on_with_their_counts_and_the_arguments_of_now():
+    before, now = EarlyStoppingCallback(2), EarlyStoppingCallback(5, 0.5)
+    before.early_stopping_patience_counter = 1
+    others = [EarlyStoppingCallback(7), TrainerCallback()]
+    for saved in (before.state(), [before.state()]):
+        now.early_stopping_patience_counter = 0
+        restore_counts([now, *others], {"EarlyStoppingCallback": saved, "Gone": {"args": {}}})
+        assert (now.early_stopping_patience, now.early_stopping_threshold) == (5, 0.5)
+        assert [callback.early_stopping_patience_counter for callback in (now, others[0])] == [1, 0]
 
 
 def test_resuming_without_the_optimizer_warns(tmp_path, monkeypatch):

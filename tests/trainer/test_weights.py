@@ -214,6 +214,14 @@ def test_a_checkpoint_of_another_model_is_refused_and_nothing_loaded(tmp_path, s
     assert max_difference(trainer.model, before) == 0.0
 
 
+def test_a_checkpoint_without_weights_or_with_damaged_ones_is_named(tmp_path):
+    with pytest.raises(InputError, match=f"Can't find a valid checkpoint at '{tmp_path}': it holds no weights"):
+        refuse_other_model(make_model(), tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"cut")
+    with pytest.raises(InputError, match=f"'{tmp_path}/model.safetensors' is damaged"):
+        refuse_other_model(make_model(), tmp_path)
+
+
 def test_without_the_optimizer_a_model_with_more_layers_goes_on_as_in_the_trainer(tmp_path, monkeypatch):
     train(tmp_path, dict(k=1), max_steps=1, save_strategy="steps", save_steps=1, save_only_model=True)
     said = []
