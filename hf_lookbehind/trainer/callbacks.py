@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainerState
+from transformers.trainer_callback import ExportableState
 from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 
 
@@ -18,9 +19,18 @@ def restore_counts(callbacks: Sequence[TrainerCallback], saved: Mapping[str, Any
     """
     for name, states in saved.items():
         same = [callback for callback in callbacks if type(callback).__name__ == name]
-        for callback, state in zip(same, states if isinstance(states, list) else [states], strict=False):
+        # each checkpoint appends those of several callbacks of one class
+        newest = states[-len(same) :] if isinstance(states, list) else [states]
+        for callback, state in zip(same, newest, strict=False):
             for attribute, value in state.get("attributes", {}).items():
                 setattr(callback, attribute, value)
+
+
+def record_states(trainer: Any) -> None:
+    """Name every callback that has a state in the trainer's own: a checkpoint can save no other (KeyError)."""
+    callbacks = [*trainer.callback_handler.callbacks, trainer.control]
+    exportable = [callback for callback in callbacks if isinstance(callback, ExportableState)]
+    trainer.state.stateful_callbacks |= TrainerState(stateful_callbacks=exportable).stateful_callbacks
 
 
 def has_stopped_early(trainer: Any) -> bool:

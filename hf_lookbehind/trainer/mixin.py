@@ -20,7 +20,7 @@ from ..optim.calibration import RhoCalibration
 from ..optim.copies import Given
 from ..optim.lookbehind import Lookbehind
 from ..optim.perturbation import accumulation_dtype
-from .callbacks import DeferredJITCheckpointCallback, has_stopped_early, restore_counts
+from .callbacks import DeferredJITCheckpointCallback, has_stopped_early, record_states, restore_counts
 from .card import card_with_method, push
 from .checkpoints import find_best_again, last_complete_checkpoint, warn_if_config_differs
 from .gradients import GradientWatch
@@ -313,6 +313,7 @@ class LookbehindMixin(_Trainer):
         begins_at = super()._init_training_state(*steps, resume_from_checkpoint, trial)
         if resume_from_checkpoint is None:
             return begins_at
+        record_states(self)
         find_best_again(self.state, resume_from_checkpoint)
         if self.state.global_step >= max_steps or has_stopped_early(self):
             # a finished run is resumed: the Trainer would stop only after one more step

@@ -165,7 +165,7 @@ RATED = RUN | dict(
 
 
 def rated(output_dir, scores, patience=2, **options):
-    callbacks, metrics = [EarlyStoppingCallback(patience)], iter_scores(scores)
+    callbacks, metrics = [EarlyStoppingCallback(patience)] if patience else [], iter_scores(scores)
     kwargs = dict(eval_dataset=images(), callbacks=callbacks, compute_metrics=metrics)
     return make_trainer(output_dir, CONFIG, trainer_kwargs=kwargs, **(RATED | options))
 
@@ -199,11 +199,18 @@ def test_the_best_checkpoint_is_found_where_the_run_is_now(tmp_path, way):
     assert resumed.state.global_step == 3 and max_difference(resumed.model, first.model) == 0.0
 
 
+def test_a_callback_with_a_state_may_be_added_on_resume(tmp_path):
+    rated(tmp_path, [3.0, 1.0], patience=None, max_steps=2).train()
+    resumed = rated(tmp_path, [2.0, 2.0])
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 4
+
+
 def test_callbacks_go_on_with_their_counts_and_the_arguments_of_now():
     before, now = EarlyStoppingCallback(2), EarlyStoppingCallback(5, 0.5)
     before.early_stopping_patience_counter = 1
     others = [EarlyStoppingCallback(7), TrainerCallback()]
-    for saved in (before.state(), [before.state()]):
+    for saved in (before.state(), [now.state(), others[0].state(), before.state(), others[0].state()]):
         now.early_stopping_patience_counter = 0
         restore_counts([now, *others], {"EarlyStoppingCallback": saved, "Gone": {"args": {}}})
         assert (now.early_stopping_patience, now.early_stopping_threshold) == (5, 0.5)
