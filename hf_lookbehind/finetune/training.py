@@ -107,7 +107,7 @@ class Program:
             with no_empty_folder(status.output_dir):
                 trainer = task.make_trainer(task.make_model(training.seed, args.model), probed, args.lookbehind)
                 if checkpoint is not None:
-                    refuse_other_model(trainer.model, checkpoint)
+                    from_main_process(lambda: refuse_other_model(trainer.model, checkpoint))
                 hub = args.hub.checked(trainer) if args.hub is not None else None
             if search is not None:
                 # all that can be refused has been

@@ -58,7 +58,8 @@ def load_weights(model: nn.Module, checkpoint: str | Path) -> _IncompatibleKeys 
     if _has_adapters(module):
         return _load_adapters(module, checkpoint)
     own = _own(module)
-    if saved.keys() <= model.state_dict().keys() and not any(isinstance(tensor, DTensor) for tensor in own.values()):
+    is_sharded = any(isinstance(tensor, DTensor) for tensor in own.values())
+    if not saved or (saved.keys() <= model.state_dict().keys() and not is_sharded):
         return None
     found = under_own_names(module, saved)
     check_sizes(own, found, checkpoint)
