@@ -13,6 +13,7 @@ from datasets.exceptions import DatasetsError
 
 from ..config import InputError
 from .arguments import DataArguments
+from .caching import cache_for, state_of
 from .json_files import is_mixed, unmixed
 from .program import one_line
 from .rows import READERS, joined, read_rows
@@ -76,9 +77,15 @@ def load_splits(
     try:
         if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
             data = load_saved(os.fspath(folder))
+            if isinstance(data, DatasetDict):
+                data = DatasetDict({split: _as_it_is(part, folder / split) for split, part in data.items()})
+            else:
+                data = _as_it_is(data, folder)
         else:
-            path = os.fspath(folder) if folder.exists() else name
-            options: dict[str, Any] = {"name": args.dataset_config_name, "cache_dir": cache_dir, "token": token}
+            path, cache = name, cache_dir
+            if folder.exists():
+                path, cache = os.fspath(folder), cache_for(folder, cache_dir)
+            options: dict[str, Any] = {"name": args.dataset_config_name, "cache_dir": cache, "token": token}
             data = _read_files(folder, options) if folder.is_dir() else None
             data = data or load_dataset(path, **options)
     except (LookupError, TypeError, AttributeError) as error:
@@ -108,6 +115,11 @@ def _read_file(name: str, cache_dir: str | None) -> Dataset:
         return read_rows(Path(name), cache_dir)
     except DatasetsError as error:
         raise DatasetsError(f"{Path(name).name}: {error.__cause__ or error}") from None
+
+
+def _as_it_is(data: Dataset, folder: Path) -> Dataset:
+    """With a fingerprint of the files as they are, by which what is made of them is kept: the saved one may be old."""
+    return data.select_columns(data.column_names, new_fingerprint=state_of(folder))
 
 
 def take_split(splits: Mapping[str, Dataset], spec: str, flag: str) -> Part:
