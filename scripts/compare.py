@@ -41,11 +41,12 @@ from typing import Any
 from hf_lookbehind import InputError
 from hf_lookbehind.config import LookbehindWarning
 from hf_lookbehind.finetune.arguments import is_lower_better
+from hf_lookbehind.finetune.lock import hold
 from hf_lookbehind.finetune.paths import check_folder_to_write
 from hf_lookbehind.finetune.program import OneLineParser, run_program
 from hf_lookbehind.finetune.search import SearchResult, grid_search, widened
 from hf_lookbehind.scripts.compare_report import write_report
-from hf_lookbehind.scripts.compare_runs import Record, Records, Workers, check, only_one, train_and_measure
+from hf_lookbehind.scripts.compare_runs import Record, Records, Workers, check, train_and_measure
 from hf_lookbehind.scripts.compare_study import DATA, Grid, Method, Run, Study, length, passes_per_step
 from hf_lookbehind.scripts.compare_yaml import find_study, read_study
 
@@ -253,7 +254,7 @@ def run(args: argparse.Namespace) -> None:
     if not args.report_only:
         comparison(part).check()
         folder.mkdir(parents=True, exist_ok=True)
-        with only_one(folder):
+        with hold(folder):
             # the runs are read now that no other process can add to them
             comparison(part).run()
     finished = comparison(study)

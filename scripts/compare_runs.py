@@ -1,7 +1,6 @@
 """The runs of a study: trained and measured in worker processes, kept in a file that survives being killed."""
 
 import contextlib
-import fcntl
 import importlib
 import io
 import json
@@ -64,28 +63,6 @@ class Records:
             file.flush()
             os.fsync(file.fileno())
         self.by_key[record["key"]] = record
-
-
-@contextlib.contextmanager
-def only_one(folder: Path) -> Iterator[None]:
-    """One process at a time works on a study. The system lifts the lock of one that is killed.
-
-    Raises:
-        InputError: another one does.
-    """
-    with (folder / ".lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            raise InputError(
-                f"{folder}: process {file.read().strip()} is working on this study: wait for it, or give another "
-                "--output_dir"
-            ) from error
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
-        yield
 
 
 # ---- one run ----

@@ -23,6 +23,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,20 +33,25 @@ from transformers import PreTrainedModel, set_seed
 from hf_lookbehind import InputError, LookbehindConfig
 from hf_lookbehind.config import LookbehindWarning
 from hf_lookbehind.finetune.arguments import ModelArguments, is_lower_better
+from hf_lookbehind.finetune.earlier import FLATNESS_NAMES, remove_earlier_run
+from hf_lookbehind.finetune.lock import check_free, hold
 from hf_lookbehind.finetune.models import load_config
 from hf_lookbehind.finetune.paths import check_folder_to_write
 from hf_lookbehind.finetune.program import (
     OneLineParser,
     RunStatus,
+    from_main_process,
     is_main_process,
     no_empty_folder,
     one_line,
     quiet_libraries,
+    reported,
     run_program,
 )
 from hf_lookbehind.hub.flatness import write_flatness
 from hf_lookbehind.hub.model_card import load as load_card
 from hf_lookbehind.hub.model_card import save as save_card
+from hf_lookbehind.hub.names import ADAPTER_CONFIG_NAME, CONFIG_NAME
 from hf_lookbehind.hub.redact import redact_flags
 from hf_lookbehind.measures import hessian_eigenvalues, sharpness, weight_noise
 from hf_lookbehind.measures.arguments import check_choice, check_numbers
@@ -150,6 +156,11 @@ def parse(argv: Sequence[str] | None) -> tuple[list[str], argparse.Namespace, li
     if args.hessian < 0:
         raise InputError(f"--hessian {args.hessian} is not allowed: 0 or more")
     check_folder_to_write("--output_dir", args.output_dir)
+    held = next((name for name in (CONFIG_NAME, ADAPTER_CONFIG_NAME) if Path(args.output_dir, name).exists()), None)
+    if held is not None:
+        raise InputError(
+            f"--output_dir {args.output_dir!r} holds a model ({held}): results need a folder of their own"
+        )
     return argv[:first], args, rest
 
 
@@ -354,13 +365,20 @@ def evaluate(argv: Sequence[str] | None = None, status: RunStatus | None = None)
     Raises:
         InputError: the input cannot be used; nothing has been written.
     """
+    with reported(status) as status, ExitStack() as held:
+        return _evaluate(argv, status, held)
+
+
+def _evaluate(argv: Sequence[str] | None, status: RunStatus, held: ExitStack) -> list[dict[str, Any]]:
     with quiet_libraries():
         names, args, rest = parse(argv)
-        with no_empty_folder(Path(args.output_dir)):
+        status.output_dir = folder = Path(args.output_dir)
+        from_main_process(lambda: check_free(folder))
+        with no_empty_folder(folder):
             subjects = load(names, args, rest)
-        if status is not None:
-            status.output_dir = Path(args.output_dir)
-            status.start()
+        if args.update_cards:
+            from_main_process(lambda: _hold_models(names, held))
+        status.start(lambda: remove_earlier_run(folder, FLATNESS_NAMES))
         settings = {name: value for name, value in vars(args).items() if name not in ("output_dir", "update_cards")}
         settings["flags"] = redact_flags(rest)  # of the program, such as those of the data
         records: list[dict[str, Any]] = []
@@ -372,12 +390,18 @@ def evaluate(argv: Sequence[str] | None = None, status: RunStatus | None = None)
         finally:  # what has been measured is kept, also where something ends it
             records = [record for record in records if record]
             if records and is_main_process():
-                save(records, settings, Path(args.output_dir))
+                save(records, settings, folder)
     if is_main_process() and args.update_cards:
         for name, record in zip(names, records, strict=True):
             save([record], settings, Path(name))
             save_card(load_card(name), name)
     return records
+
+
+def _hold_models(names: Sequence[str], held: ExitStack) -> None:
+    """No run starts in the folders of models whose cards are written again, and none is going on there."""
+    for folder in sorted({Path(name).resolve() for name in names}):
+        held.enter_context(hold(folder, "the model"))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,11 +10,14 @@ exist is created. The token is that of HF_TOKEN or of the stored login (`hf auth
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
-from hf_lookbehind.finetune.program import NOT_PUSHED, OneLineParser, RunStatus, run_program
+from hf_lookbehind.finetune.lock import hold
+from hf_lookbehind.finetune.program import NOT_PUSHED, STATUS_NAME, OneLineParser, RunStatus, run_program
 from hf_lookbehind.hub import NotPushedError, push_folder
 from hf_lookbehind.hub.push import check_deadline
 
@@ -44,23 +47,30 @@ def push(argv: Sequence[str] | None, status: RunStatus) -> str:
     """
     args = make_parser().parse_args(argv)
     check_deadline("--deadline", args.deadline)
+    folder = Path(args.output_dir).expanduser()
     try:
-        url = push_folder(
-            args.output_dir,
-            args.repo_id,
-            private=args.private,
-            revision=args.revision,
-            commit_message=args.commit_message,
-            deadline=args.deadline,
-        )
+        # a run that goes on there, or starts, would change what is uploaded
+        with hold(folder, "OUTPUT_DIR") if _may_hold_a_run(folder) else nullcontext():
+            url = push_folder(
+                args.output_dir,
+                args.repo_id,
+                private=args.private,
+                revision=args.revision,
+                commit_message=args.commit_message,
+                deadline=args.deadline,
+            )
+            earlier = RunStatus(folder)
+            if earlier.exit_code() == NOT_PUSHED:
+                earlier.started = True
+                earlier.done()
     except NotPushedError as error:
         status.not_pushed = f"not pushed: {error}"
         return ""
-    earlier = RunStatus(Path(args.output_dir).expanduser())
-    if earlier.exit_code() == NOT_PUSHED:
-        earlier.start()
-        earlier.done()
     return url
+
+
+def _may_hold_a_run(folder: Path) -> bool:
+    return (folder / STATUS_NAME).is_file() and os.access(folder, os.W_OK)
 
 
 def _show(url: str) -> None:

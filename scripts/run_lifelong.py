@@ -40,8 +40,10 @@ from hf_lookbehind import InputError
 from hf_lookbehind.finetune import card
 from hf_lookbehind.finetune.arguments import DataArguments
 from hf_lookbehind.finetune.data import quoted
+from hf_lookbehind.finetune.earlier import forget_results, output_folder
 from hf_lookbehind.finetune.flags import Arguments, FlagParser
 from hf_lookbehind.finetune.lookahead import check_checkpoint
+from hf_lookbehind.finetune.paths import check_no_input, check_nothing_to_resume
 from hf_lookbehind.finetune.program import (
     Preempted,
     RunStatus,
@@ -49,8 +51,10 @@ from hf_lookbehind.finetune.program import (
     is_main_process,
     no_empty_folder,
     quiet_libraries,
+    reported,
     run_program,
 )
+from hf_lookbehind.finetune.settings import settings_of
 from hf_lookbehind.finetune.sharing import push_at_the_end
 from hf_lookbehind.finetune.task import Task
 from hf_lookbehind.finetune.training import check_rating_flags, show_metrics
@@ -59,6 +63,7 @@ from hf_lookbehind.lifelong import NoReplay, SequenceResult, TaskSequence, make_
 from hf_lookbehind.lifelong.card import TITLE, matrix_table, stream_section
 from hf_lookbehind.lifelong.replay import METHODS
 from hf_lookbehind.lifelong.runner import (
+    ABOUT,
     MEMORY_NAME,
     OPTIMIZER_NAME,
     RESULT_NAME,
@@ -71,6 +76,7 @@ from hf_lookbehind.lifelong.tasks import SCENARIOS
 from hf_lookbehind.report import plot_forgetting
 from hf_lookbehind.scripts import run_image_classification
 from hf_lookbehind.scripts.run_image_classification import ImageDataArguments, ImageModelArguments
+from hf_lookbehind.trainer.card import memory_in_words
 
 PLOT_NAME, MATRIX_NAME = "forgetting.png", "accuracy_matrix.json"
 CLASSES_PER_TASK = 2
@@ -140,17 +146,14 @@ class ImageStreamArguments(StreamArguments, ImageDataArguments):
 
 class StreamParser(FlagParser):
     def check_output_dir(self, name: str, resume: str | bool | None, inputs: Mapping[str, str | None]) -> None:
-        super().check_output_dir(name, None, inputs)
+        check_no_input(name, inputs)
         if isinstance(resume, str):
             raise InputError(f"--resume_from_checkpoint {resume!r} is not allowed: 'last' goes on with the stream")
-        holds_stream = (Path(name).expanduser() / STREAM_NAME).is_file()
-        if resume and not holds_stream:
+        folder = Path(name).expanduser()
+        if not resume:
+            check_nothing_to_resume(folder)
+        elif not (folder / STREAM_NAME).is_file():
             raise InputError(f"--resume_from_checkpoint: {name!r} holds no stream: it has no {STREAM_NAME}")
-        if holds_stream and not resume:
-            raise InputError(
-                f"--output_dir {name!r} already holds a stream: give another folder, empty it, or continue with "
-                "--resume_from_checkpoint last"
-            )
 
 
 @dataclass
@@ -308,15 +311,22 @@ class Program:
             status: told what happens, for `run_status.json`; also why the folder was not pushed where it should be.
 
         Raises:
-            InputError: the input cannot be used, or the Hub not be written; nothing has been written.
+            InputError: the input cannot be used, or the Hub not be written, or another run is going on in the folder;
+                nothing has been written.
             Preempted: SIGTERM has ended the training, after a checkpoint.
         """
+        with reported(status) as status:
+            return self._train(argv, status)
+
+    def _train(self, argv: Sequence[str] | None, status: RunStatus) -> Results:
         argv = [str(word) for word in (sys.argv[1:] if argv is None else argv)]
         with quiet_libraries():
             parser = self.make_parser()
             args = parser.parse(argv)
-            training, status = args.training, status or RunStatus()
+            training = args.training
             status.output_dir = root = Path(training.output_dir or "")
+            folder = output_folder(args)
+            from_main_process(folder.check)
             check_training_flags(args)
             domains = {"": args}
             if args.data.scenario == "domain":
@@ -326,7 +336,8 @@ class Program:
             else:
                 task = self.modality.prepare(args)
                 tasks = split_by_classes(args.data, task)
-            options = {"keep_optimizer": args.data.keep_optimizer, "resume": training.resume_from_checkpoint == "last"}
+            about = {"settings": settings_of(args), "command": card.command_of(args, self.modality.data)}
+            options = {"keep_optimizer": args.data.keep_optimizer, "resume": folder.goes_on, "about": about}
             try:
                 replay = choose_replay(args)
                 stream = check_stream(tasks, replay, output_dir=root, **options)
@@ -347,7 +358,7 @@ class Program:
                 hub = args.hub.checked(trainer) if args.hub is not None else None
             del trainer
         logging.set_verbosity(training.get_process_log_level())
-        status.start()
+        status.start(folder.take_over)
         found = train_sequence(make_trainer, tasks, replay, output_dir=root, **options)
         if not found.finished:
             raise Preempted
@@ -364,6 +375,8 @@ class Program:
         trainer = make_trainer(str(root)) if found.trainer is None else found.trainer
         trainer.args.output_dir = str(root)
         if is_main_process():
+            if found.trainer is not None:
+                forget_results(root)
             save(root, found, metrics)
             write_card(replace(args, hub=hub), self.modality, domains, trainer, stream, found, metrics)
         repo_id = push_at_the_end(hub, status)
@@ -402,6 +415,7 @@ def write_card(
         "optimizer steps": f"{steps}",
         "gradient passes per step": f"{passes / steps:.3g}",
         "wall time of the training": f"{sum(found.runtime):.3g} s",
+        "peak memory": memory_in_words(found.peak_memory),
     }
     sources = dict.fromkeys(card.dataset_of(domain.data) for domain in domains.values())
     if len(sources) > 1:
@@ -414,6 +428,8 @@ def write_card(
         settings=args.lookbehind.resolved(),  # each task finds a rho of its own where it is "auto"
         cost={**data.cost, **cost},
         hyperparameters={**data.hyperparameters, **length},
+        # under which a resumed stream goes on, too
+        command=stream.get(ABOUT, {}).get("command", data.command),
         sections={TITLE: section},
     )
     save_card(data, trainer.args.output_dir)

@@ -13,6 +13,7 @@ from ..hub.model_card import save
 from ..hub.redact import command
 from ..trainer.card import card_data, results_of
 from .flags import Arguments
+from .parts import commands, cost, length_of, parts_section
 from .paths import exists
 from .rho_search import PLOT_NAME as SEARCH_PLOT_NAME
 from .sharing import HUB_FLAGS
@@ -50,7 +51,7 @@ def gather(
     ):
         results += results_of(metrics, prefix, split, metrics.get(f"{prefix}_samples", 0))
     dataset, dataset_name = dataset_of(args.data)
-    name = Path(inspect.getfile(program)).stem.removeprefix("run_").replace("_", "-")
+    record = trainer.training_record
     return replace(
         data,
         model_name=data.model_name if repo_id is None else repo_id.split("/")[-1],
@@ -63,8 +64,17 @@ def gather(
         license=data.license or (args.hub and license_of(data.base_model, ask=True, token=args.hub.token)),
         results=results,
         figures={path: text for path, text in FIGURES.items() if (folder / path).is_file()},
-        command=command(f"hf-lookbehind {name}", args.flags, leave_out=[f"--{flag}" for flag in HUB_FLAGS]),
+        command=commands(record.parts) or command_of(args, program),
+        cost=data.cost | cost(record),
+        hyperparameters=data.hyperparameters | length_of(trainer, data.hyperparameters["length"]),
+        sections=parts_section(record.parts),
     )
+
+
+def command_of(args: Arguments, program: Callable[..., Any]) -> str:
+    """The command line, without what is the user's own; see `write`."""
+    name = Path(inspect.getfile(program)).stem.removeprefix("run_").replace("_", "-")
+    return command(f"hf-lookbehind {name}", args.flags, leave_out=[f"--{flag}" for flag in HUB_FLAGS])
 
 
 def dataset_of(args: Any) -> tuple[str | None, str | None]:

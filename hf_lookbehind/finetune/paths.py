@@ -7,8 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..config import InputError
+from ..lifelong.runner import STREAM_NAME
 from ..trainer.checkpoints import last_complete_checkpoint, what_is_missing
 from .program import STATUS_NAME
+
+_TO_RESUME = ("checkpoint-*", STREAM_NAME, "task-[0-9]*")
 
 
 def looks_like_path(name: str) -> bool:
@@ -67,17 +70,10 @@ def check_output_dir(name: str, resume: str | bool | None, inputs: Mapping[str, 
         resume: as `resume_from` gives it.
         inputs: by flag, what is read: the folder must be none of them.
     """
-    check_folder_to_write("--output_dir", name)
+    check_no_input(name, inputs)
     output_dir = Path(name).expanduser()
-    for flag, value in inputs.items():
-        if value is not None and exists(value) and Path(value).expanduser().resolve() == output_dir.resolve():
-            raise InputError(f"--output_dir {name!r} is not allowed: it is the folder of --{flag}")
-    checkpoints = sorted(output_dir.glob("checkpoint-*"))
-    if resume is None and checkpoints:
-        raise InputError(
-            f"--output_dir {name!r} already holds {checkpoints[-1].name}: give another folder, empty it, "
-            "or continue with --resume_from_checkpoint last"
-        )
+    if not goes_on_in(output_dir, resume):
+        check_nothing_to_resume(output_dir)
     if resume is True and last_complete_checkpoint(output_dir) is None:
         raise InputError(f"--resume_from_checkpoint: {name!r} holds no complete checkpoint")
     if isinstance(resume, str):
@@ -86,11 +82,48 @@ def check_output_dir(name: str, resume: str | bool | None, inputs: Mapping[str, 
             raise InputError(f"--resume_from_checkpoint {resume!r} is no complete checkpoint: {problem}")
 
 
+def check_no_input(name: str, inputs: Mapping[str, str | None]) -> None:
+    """Refuse an output folder that cannot be written, or is one of those that are read, under whatever name."""
+    check_folder_to_write("--output_dir", name)
+    output_dir = Path(name).expanduser()
+    for flag, value in inputs.items():
+        if value is not None and exists(value) and output_dir.exists():
+            if output_dir.samefile(Path(value).expanduser()):
+                raise InputError(f"--output_dir {name!r} is not allowed: it is the folder of --{flag}")
+
+
 def resume_from(value: str | None) -> str | bool | None:
     """`--resume_from_checkpoint` as `Trainer.train` takes it: a path, True for the last complete one, or None."""
     if value is None or value.lower() == "false":
         return None
     return True if value.lower() in ("last", "true") else value
+
+
+def goes_on_in(output_dir: Path, resume: str | bool | None) -> bool:
+    """Whether a run goes on with what its output folder holds; one that resumes from elsewhere starts a folder anew.
+
+    Args:
+        output_dir: of the run.
+        resume: as `resume_from` gives it.
+    """
+    if not isinstance(resume, str):
+        return resume is True
+    return Path(resume).expanduser().resolve().is_relative_to(output_dir.expanduser().resolve())
+
+
+def check_nothing_to_resume(output_dir: Path) -> None:
+    """Refuse a folder that holds checkpoints or a stream of tasks: hours of work, which no other run touches.
+
+    Raises:
+        InputError: names what is there.
+    """
+    found = [path.name for pattern in _TO_RESUME for path in sorted(output_dir.glob(pattern))]
+    if found:
+        held = "a stream" if STREAM_NAME in found else found[-1]
+        raise InputError(
+            f"--output_dir {str(output_dir)!r} already holds {held}: give another folder, empty it, "
+            "or continue with --resume_from_checkpoint last"
+        )
 
 
 def remove_earlier(root: Path, folders: Sequence[str], files: Sequence[str]) -> None:

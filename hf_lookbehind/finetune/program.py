@@ -6,7 +6,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,6 +15,7 @@ from accelerate.utils import broadcast_object_list
 from transformers.utils import logging
 
 from ..config import InputError
+from .lock import hold
 
 DONE = 0
 FAILED = 1
@@ -101,18 +102,39 @@ class RunStatus:
     """What became of a run, for whoever finds its folder: a launcher turns every exit code but 0 into 1.
 
     `output_dir` is set as soon as it is known to be usable; `start` is called when every input that can be checked
-    has been, right before the first file is written. `not_pushed` says why what is done did not get to the Hub.
+    has been, right before the first file is written, and holds the folder until `release`. `not_pushed` says why what
+    is done did not get to the Hub.
     """
 
     def __init__(self, output_dir: Path | None = None) -> None:
         self.output_dir = output_dir
         self.started = False
         self.not_pushed = ""
+        self._held = ExitStack()
 
-    def start(self) -> None:
+    def start(self, prepare: Callable[[], None] = lambda: None) -> None:
+        """Take the folder, and write that a run is going on there. All processes call it; again, it does nothing.
+
+        Args:
+            prepare: what is to be done first, by the main process, which holds the folder by then.
+
+        Raises:
+            InputError: in all of them, where another run is going on in the folder, or `prepare` raises it.
+        """
+        if not self.started:
+            from_main_process(lambda: self._take(prepare))
         self.started = True
-        if is_main_process():
-            self._write("running", None, "")
+
+    def _take(self, prepare: Callable[[], None]) -> None:
+        if self.output_dir is not None:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            self._held.enter_context(hold(self.output_dir))
+        prepare()
+        self._write("running", None, "")
+
+    def release(self) -> None:
+        """Let another run have the folder."""
+        self._held.close()
 
     def done(self) -> None:
         if self.started and is_main_process():
@@ -165,6 +187,23 @@ def _overwrite(path: Path, text: str) -> None:
     with path.open("r+", encoding="utf-8") as file:
         file.write(text)
         file.truncate()
+
+
+@contextmanager
+def reported(status: RunStatus | None) -> Iterator[RunStatus]:
+    """The status of the program that calls; where there is none, one of our own, which tells how the block ends."""
+    if status is not None:
+        yield status
+        return
+    status = RunStatus()
+    try:
+        yield status
+        status.done()
+    except BaseException as error:
+        status.fail("failed", FAILED, one_line(f"{type(error).__name__}: {error}"))
+        raise
+    finally:
+        status.release()
 
 
 @contextmanager
@@ -236,4 +275,6 @@ def run_program(work: Callable[[RunStatus], Any], show: Callable[[Any], Any] | N
         status.fail("failed", FAILED, one_line(f"{type(error).__name__}: {error}"))
         traceback.print_exc()
         return FAILED
+    finally:
+        status.release()
     return DONE

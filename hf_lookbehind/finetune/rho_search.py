@@ -21,7 +21,7 @@ from ..hub.redact import command
 from ..report import format_plus_minus, format_table, mean_sd, plot_search
 from .arguments import FinetuningArguments, is_lower_better
 from .flags import Arguments
-from .paths import resume_from
+from .paths import goes_on_in, resume_from
 from .program import (
     DONE,
     NOT_PUSHED,
@@ -154,7 +154,7 @@ class RhoSearch:
             raise InputError(f"{trials} is in the way: the search keeps its trainings there")
         if not self.path.is_file():
             return [], None
-        is_resumed = resume_from(self.args.training.resume_from_checkpoint) is not None
+        is_resumed = goes_on_in(self.folder, resume_from(self.args.training.resume_from_checkpoint))
         if not is_resumed and RunStatus(self.folder).exit_code() in (DONE, NOT_PUSHED):
             return [], None  # of a run that is over: this is another one
         try:

@@ -9,6 +9,7 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, Traine
 
 from ..config import InputError, LookbehindConfig
 from ..trainer import LookbehindTrainer
+from ..trainer.record import recorded
 from .arguments import FinetuningArguments, ModelArguments
 from .lookahead import over_lookahead
 from .metrics import Metrics
@@ -81,6 +82,7 @@ class Task:
             "callbacks": callbacks,
         }
         trainer_class = over_lookahead(self.trainer_class) if training.lookahead_steps else self.trainer_class
+        trainer_class = recorded(trainer_class)
         try:
             # the Trainer makes its folder before everything that it refuses is refused
             with no_empty_folder(Path(training.output_dir or "")):

@@ -9,29 +9,31 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import logging
 
 from ..config import InputError
 from ..report import format_table, plot_training
-from ..trainer.checkpoints import last_complete_checkpoint
 from ..trainer.weights import refuse_other_model
 from . import card
 from .arguments import FinetuningArguments
+from .earlier import forget_results, output_folder
 from .flags import Arguments, FlagParser
 from .lookahead import check_checkpoint
-from .paths import resume_from
 from .program import (
+    SEARCH_NAME,
     Preempted,
     RunStatus,
     from_main_process,
     is_main_process,
     no_empty_folder,
     quiet_libraries,
+    reported,
     run_program,
 )
+from .resuming import checkpoint_of, follow_optimizer, refuse_idle
 from .rho_search import RhoSearch
+from .settings import settings_of
 from .sharing import push_at_the_end
 from .task import Task
 
@@ -43,8 +45,8 @@ class Results:
     """A finished run: what its folder holds, at hand.
 
     Attributes:
-        metrics: those of `all_results.json`; `train_gradient_passes` counts k+1 per optimizer step, or what the
-            settings make of it.
+        metrics: those of `all_results.json`. `train_gradient_passes` and `train_runtime` are of the whole training,
+            also where it was resumed, under whatever settings; the loss and the rates are of its last part.
         trainer: with the final model (the best one with `--load_best_model_at_end`).
         datasets: "train" and, where there are such, "validation" and "test"; preprocessed.
         search: the table of the search, or nothing.
@@ -79,15 +81,20 @@ class Program:
             status: told what happens, for `run_status.json`; also why the folder was not pushed where it should be.
 
         Raises:
-            InputError: the input cannot be used, or the Hub not be written; nothing has been written, but for an image
-                that is read only in training.
+            InputError: the input cannot be used, or the Hub not be written, or another run is going on in the folder;
+                nothing has been written, but for an image that is read only in training.
             Preempted: SIGTERM has ended the training, after a checkpoint; nothing is evaluated.
         """
+        with reported(status) as status:
+            return self._train(argv, status)
+
+    def _train(self, argv: Sequence[str] | None, status: RunStatus) -> Results:
         with quiet_libraries():
             args = self.make_parser().parse(argv)
             training = args.training
-            status = status or RunStatus()
             status.output_dir = Path(training.output_dir or "")
+            folder = output_folder(args)
+            from_main_process(folder.check)
             task = self.prepare(args)
             if training.eval_strategy != "no" and "validation" not in task.datasets:
                 raise InputError(
@@ -96,7 +103,7 @@ class Program:
                 )
             check_rating_flags(training, task.metrics.keys)
             training.choose_best_metric(task.metrics.keys)
-            checkpoint = from_main_process(lambda: _checkpoint_of(training))
+            checkpoint = from_main_process(lambda: checkpoint_of(training))
             from_main_process(lambda: check_checkpoint(training, checkpoint))
             search = RhoSearch(args, task) if args.search.rho_search is not None else None
             probed = training
@@ -110,26 +117,32 @@ class Program:
                     from_main_process(lambda: refuse_other_model(trainer.model, checkpoint))
                 hub = args.hub.checked(trainer) if args.hub is not None else None
             if search is not None:
-                # all that can be refused has been
-                status.start()
+                if search.result is None:
+                    # all that can be refused has been
+                    status.start(lambda: folder.take_over(keep=[SEARCH_NAME]))
                 del trainer
                 args = search.run()
                 trainer = task.make_trainer(task.make_model(training.seed, args.model), args.training, args.lookbehind)
+            follow_optimizer(args.training, checkpoint)
+            settings = settings_of(args)
+            refuse_idle(trainer, checkpoint, settings)
         logging.set_verbosity(training.get_process_log_level())
-        counter = _StepCounter()
-        trainer.add_callback(counter)
-        status.start()
+        status.start(folder.take_over)
 
+        record = trainer.training_record
+        record.begin(checkpoint, settings, card.command_of(args, self.prepare))
         with hub.checkpoints_of(trainer) if hub is not None else nullcontext():
-            outcome = trainer.train(resume_from_checkpoint=resume_from(training.resume_from_checkpoint))
+            outcome = trainer.train(resume_from_checkpoint=checkpoint)
         if trainer.was_preempted:
             raise Preempted
+        if record.new_steps:
+            record.end(outcome.metrics["train_runtime"])
+        if record.new_steps and is_main_process():
+            forget_results(status.output_dir)
         trainer.save_model()
-        passes = args.lookbehind.gradient_passes(trainer.state.global_step)
-        counted = {"train_samples": len(task.datasets["train"]), "train_gradient_passes": passes}
-        results = _save_train_results(trainer, {**outcome.metrics, **counted}, counter)
+        results = _save_train_results(trainer, outcome.metrics | {"train_samples": len(task.datasets["train"])})
         if is_main_process():
-            plot_training(trainer.state.log_history, Path(training.output_dir or "") / PLOT_NAME)
+            plot_training(trainer.state.log_history, status.output_dir / PLOT_NAME)
         if search is not None:
             results |= search.results
             trainer.save_metrics("search", search.results)
@@ -150,12 +163,6 @@ class Program:
     def main(self, argv: Sequence[str] | None = None) -> int:
         """`train`, a table, and an exit code (see `run_program`)."""
         return run_program(lambda status: self.train(argv, status), _show)
-
-
-def _checkpoint_of(training: FinetuningArguments) -> str | None:
-    """What the training goes on from, if it does."""
-    given = resume_from(training.resume_from_checkpoint)
-    return last_complete_checkpoint(training.output_dir or "") if given is True else given or None
 
 
 def check_rating_flags(training: FinetuningArguments, metrics: Collection[str]) -> None:
@@ -188,24 +195,16 @@ def show_metrics(table: str, metrics: Mapping[str, Any], folder: str | Path, rep
     sys.stdout.write(f"\nsaved in {folder}{f' and pushed to {repo_id}' if repo_id else ''}\n")
 
 
-class _StepCounter(TrainerCallback):
-    """Counts the optimizer steps of this run, without those of the run that it resumes."""
-
-    def __init__(self) -> None:
-        self.steps = 0
-
-    def on_step_end(self, args, state, control, **kwargs):
-        self.steps += 1
-
-
-def _save_train_results(trainer: Trainer, metrics: dict[str, Any], counter: _StepCounter) -> dict[str, Any]:
+def _save_train_results(trainer: Any, metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Save the metrics of the training and the Trainer's state; returns the metrics.
 
     Where a finished run was resumed and no step was left, what it has saved is kept and returned.
     """
-    if counter.steps:
-        trainer.save_metrics("train", metrics)
+    record = trainer.training_record
+    if record.new_steps:
+        results = {**metrics, "train_runtime": record.runtime, "train_gradient_passes": record.passes}
+        trainer.save_metrics("train", results)
         trainer.save_state()
-        return metrics
+        return results
     path = Path(trainer.args.output_dir or "") / "train_results.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

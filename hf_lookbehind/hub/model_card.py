@@ -111,11 +111,17 @@ def write_card(text: str, folder: str | Path) -> Path:
 def keep_own_card(folder: str | Path) -> Path | None:
     """Move a README.md that a user wrote, or edited, aside; returns where to, or None where there is none of that."""
     path = Path(folder) / CARD_NAME
-    if not path.is_file() or _is_generated(path.read_text(encoding="utf-8", errors="replace")):
+    if not path.is_file() or is_generated(folder):
         return None
     names = (f"README.backup{i if i > 1 else ''}.md" for i in range(1, 10_000))
     backup = next(path.with_name(name) for name in names if not path.with_name(name).exists())
     return path.rename(backup)
+
+
+def is_generated(folder: str | Path) -> bool:
+    """Whether the README.md in a folder is one that this package or a library wrote, and nobody edited."""
+    path = Path(folder) / CARD_NAME
+    return path.is_file() and _is_generated(path.read_text(encoding="utf-8", errors="replace"))
 
 
 def _is_generated(text: str) -> bool:

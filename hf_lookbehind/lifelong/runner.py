@@ -3,8 +3,7 @@
 import json
 import os
 import shutil
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 
 from ..config import InputError, LookbehindConfig
 from ..trainer.checkpoints import last_complete_checkpoint
+from ..trainer.record import TrainingRecord
 from .memory import ReplayMemory
 from .metrics import average_accuracy, backward_transfer, forgetting, forward_transfer, learning_accuracy
 from .replay import NoReplay
@@ -21,6 +21,8 @@ from .tasks import HeadMask, TaskSequence
 
 STREAM_NAME, BASELINE_NAME, RESULT_NAME = "stream.json", "baseline.json", "task_results.json"
 MEMORY_NAME, OPTIMIZER_NAME = "memory.safetensors", "optimizer_state.pt"
+# in `stream.json`, beside what tells the stream from another
+ABOUT, METHOD = "about", "method"
 END = "end"
 
 
@@ -35,11 +37,13 @@ class SequenceResult:
             nothing to be told of classes to come.
         steps: optimizer steps, by task.
         gradient_passes: gradients in units of one window of the task's own examples, by task.
-        runtime: seconds of training, by task; of its last part only where a task was resumed.
+        runtime: seconds of training, by task; where a task was resumed, of its last part only, unless the trainers
+            keep a record (`trainer/record.py`), as those of the programs do.
         final: folder of the final model.
         validation: accuracy of the final model on the validation data of each task, where there is any.
         trainer: of the last task, with the final model; None where that had been trained before.
         finished: False where SIGTERM has ended the training, after a checkpoint.
+        peak_memory: in GiB, of all tasks; None where it was not measured.
     """
 
     tasks: list[str]
@@ -52,6 +56,7 @@ class SequenceResult:
     validation: list[float] | None = None
     trainer: Any = None
     finished: bool = True
+    peak_memory: float | None = None
 
     def metrics(self) -> dict[str, float]:
         """The measures of `metrics.py` and the cost, flat."""
@@ -79,6 +84,7 @@ def train_sequence(
     output_dir: str | Path,
     keep_optimizer: bool = False,
     resume: bool = False,
+    about: Mapping[str, Any] | None = None,
 ) -> SequenceResult:
     """Train on one task after another, and after each measure the accuracy on all tasks seen.
 
@@ -97,6 +103,7 @@ def train_sequence(
             memory and the accuracies after it.
         keep_optimizer: go on with the state of the base optimizer (its moments) in the next task.
         resume: go on with the run whose folder this is, in the middle of a task if that had a checkpoint.
+        about: plain data that `stream.json` keeps. No run is resumed under other values in its `settings`.
 
     Returns:
         The accuracies, the cost and the folder of the final model. Up to the seconds, a run that was cut short and
@@ -104,7 +111,7 @@ def train_sequence(
 
     Raises:
         InputError: a memory smaller than the number of classes; the folder holds a run, and `resume` is not given, or
-            one of another stream, or of another method.
+            one of another stream, or of another method or other settings.
 
     Example:
         def make_trainer(output_dir, **settings):
@@ -119,7 +126,8 @@ def train_sequence(
     """
     replay = replay or NoReplay()
     root = Path(output_dir)
-    stream = check_stream(tasks, replay, output_dir=root, keep_optimizer=keep_optimizer, resume=resume)
+    options = {"output_dir": root, "keep_optimizer": keep_optimizer, "resume": resume}
+    stream = check_stream(tasks, replay, about=about, **options)
     is_started = resume
 
     def make_and_start(**settings: Any) -> Any:
@@ -130,12 +138,12 @@ def train_sequence(
             # the processes know each other by now: all of them have looked before one of them writes
             trainer.accelerator.wait_for_everyone()
             if trainer.is_world_process_zero():
-                _write(root / STREAM_NAME, stream)
+                _write(root / STREAM_NAME, stream | {METHOD: trainer.lookbehind_config.to_dict()})
             is_started = True
         return trainer
 
     measured_all = tasks.scenario != "class"
-    baseline = _baseline(make_and_start, tasks, root) if measured_all else None
+    baseline = _baseline(make_and_start, tasks, root, resume) if measured_all else None
     rows: list[dict[str, Any]] = []
     trainer = None
     for current in range(len(tasks)):
@@ -156,6 +164,7 @@ def train_sequence(
         validation=rows[-1]["validation"] if rows else None,
         trainer=trainer,
         finished=len(rows) == len(tasks),
+        peak_memory=max(filter(None, (row.get("peak_memory") for row in rows)), default=None),
     )
 
 
@@ -179,17 +188,21 @@ def _train_task(
         if keep_optimizer:
             _load_optimizer(trainer, before / OPTIMIZER_NAME)
     replay.attach(trainer)
-    start = time.perf_counter()
-    trainer.train(resume_from_checkpoint=last_complete_checkpoint(folder))
+    record = getattr(trainer, "training_record", None) or TrainingRecord()
+    checkpoint = last_complete_checkpoint(folder)
+    record.begin(checkpoint, {})
+    outcome = trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.was_preempted:
         return trainer
+    record.end(outcome.metrics["train_runtime"])
     steps = trainer.state.global_step
     is_last = current == len(tasks) - 1
     seen = current + 1 if tasks.scenario == "class" else len(tasks)
     tests, validation = [task.test for task in tasks], [task.validation for task in tasks]
     result = {
         "task": tasks[current].name,
-        "runtime": time.perf_counter() - start,
+        "runtime": record.runtime,
+        "peak_memory": record.peak_memory,
         "steps": steps,
         "gradient_passes": replay.gradient_passes(trainer.lookbehind_config, steps),
         "accuracies": _accuracies(trainer, tests[:seen]) + [None] * (len(tasks) - seen),
@@ -244,10 +257,10 @@ def _accuracies(trainer: Any, datasets: Sequence[Any]) -> list[float | None]:
     return [trainer.predict(dataset).metrics["test_accuracy"] for dataset in datasets]
 
 
-def _baseline(make_trainer: Callable[..., Any], tasks: TaskSequence, root: Path) -> list[float]:
+def _baseline(make_trainer: Callable[..., Any], tasks: TaskSequence, root: Path, resume: bool) -> list[float]:
     """The accuracies of the untrained model, by a Trainer of their own: it draws nothing from a training."""
     path = root / BASELINE_NAME
-    if not path.is_file():
+    if not (resume and path.is_file()):
         folder, settings = _folder(root, 0), NoReplay().settings(tasks, 0)
         trainer = make_trainer(output_dir=str(folder), **_rating(tasks.mask(0)), **settings)
         accuracies = _accuracies(trainer, [task.test for task in tasks])
@@ -265,12 +278,19 @@ def _folder(root: Path, current: int) -> Path:
 
 
 def check_stream(
-    tasks: TaskSequence, replay: NoReplay, *, output_dir: str | Path, keep_optimizer: bool, resume: bool
+    tasks: TaskSequence,
+    replay: NoReplay,
+    *,
+    output_dir: str | Path,
+    keep_optimizer: bool,
+    resume: bool,
+    about: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Whether `train_sequence` can go ahead; nothing is written.
 
     Returns:
-        What tells the stream from another, as plain data.
+        What tells the stream from another, and what is kept about it, as plain data; of one that is resumed, as it was
+        kept.
 
     Raises:
         InputError: a memory smaller than the number of classes, or a folder that holds what it should not.
@@ -282,26 +302,45 @@ def check_stream(
     if path.is_file() != resume:
         problem = "holds no stream to resume" if resume else "already holds a stream: give another folder, or resume"
         raise InputError(f"output_dir={folder!r} {problem}")
-    if resume:
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        differing = sorted(name for name in stream.keys() | saved.keys() if stream.get(name) != saved.get(name))
-        if differing:
-            raise InputError(f"output_dir={folder!r} holds another stream: {', '.join(differing)} differ")
-    return stream
+    if not resume:
+        _refuse_old_tasks(Path(output_dir))
+        return stream | {ABOUT: dict(about or {})}
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    names = (stream.keys() | saved.keys()) - {ABOUT, METHOD}
+    differing = sorted(name for name in names if stream.get(name) != saved.get(name))
+    if differing:
+        raise InputError(f"output_dir={folder!r} holds another stream: {', '.join(differing)} differ")
+    _check_settings(folder, saved.get(ABOUT, {}).get("settings", {}), (about or {}).get("settings", {}))
+    return saved
+
+
+def _refuse_old_tasks(output_dir: Path) -> None:
+    """Without `stream.json`, tasks are of no stream that anybody knows; a run would take them for its own."""
+    old = sorted(path.name for path in output_dir.glob("task-[0-9]*"))
+    if old:
+        raise InputError(f"output_dir={str(output_dir)!r} already holds {old[-1]}: give another folder, or empty it")
+
+
+def _check_settings(folder: str, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Those that are known of both must be the same: the model would be of neither."""
+    differing = sorted(name for name in saved.keys() & now.keys() if saved[name] != now[name])
+    if differing:
+        said = ", ".join(f"{name} {now[name]} (it was {saved[name]})" for name in differing)
+        raise InputError(f"output_dir={folder!r} holds a stream with other settings: {said}")
 
 
 def check_method(output_dir: str | Path, config: LookbehindConfig) -> None:
-    """Refuse to go on with another method than that of the tasks before.
+    """Refuse to go on with another method than the stream was started with.
 
     Raises:
         InputError: names the settings.
     """
-    end = _folder(Path(output_dir), 0) / END
-    if end.is_dir():
-        differing = config.differences(LookbehindConfig.load(end))
-        if differing:
-            problem = f"holds a stream of another method: {', '.join(differing)} differ"
-            raise InputError(f"output_dir={str(output_dir)!r} {problem}")
+    path = Path(output_dir) / STREAM_NAME
+    saved = json.loads(path.read_text(encoding="utf-8")).get(METHOD) if path.is_file() else None
+    differing = [] if saved is None else config.differences(LookbehindConfig.from_dict(saved))
+    if differing:
+        problem = f"holds a stream of another method: {', '.join(differing)} differ"
+        raise InputError(f"output_dir={str(output_dir)!r} {problem}")
 
 
 def checkpoint_under_way(output_dir: str | Path) -> str | None:

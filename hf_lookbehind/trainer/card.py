@@ -242,19 +242,28 @@ def _cost(trainer: Any, settings: LookbehindConfig) -> dict[str, str]:
         "optimizer steps": f"{steps}",
         "gradient passes per step": f"{settings.gradient_passes(1_000_000) / 1_000_000:.3g}",
         "wall time of the training": f"{runtime:.3g} s" if runtime else "not measured",
-        "peak memory": _peak_memory(),
+        "peak memory": memory_in_words(peak_memory()),
         "hardware": _hardware(trainer),
     }
 
 
-def _peak_memory() -> str:
+def peak_memory() -> float | None:
+    """Of this process so far, in GiB: on its GPU if it has one, else resident. None where nothing measures it."""
     if torch.cuda.is_available():
-        return f"{torch.cuda.max_memory_allocated() / 2**30:.2f} GiB, of one GPU"
+        return torch.cuda.max_memory_allocated() / 2**30
     if resource is None:
-        return "not measured"
+        return None
     # in KiB, but for macOS
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return f"{peak / 2**30:.2f} GiB resident, of the whole process so far"
+    return peak / 2**30
+
+
+def memory_in_words(peak: float | None) -> str:
+    """What `peak_memory` has measured."""
+    if peak is None:
+        return "not measured"
+    kind = "of one GPU" if torch.cuda.is_available() else "resident, of the whole process so far"
+    return f"{peak:.2f} GiB{',' if torch.cuda.is_available() else ''} {kind}"
 
 
 def _hardware(trainer: Any) -> str:

@@ -10,6 +10,7 @@ import pytest
 from transformers.utils import logging
 
 from hf_lookbehind.config import InputError
+from hf_lookbehind.finetune.lock import LOCK_NAME
 from hf_lookbehind.finetune.program import (
     Preempted,
     RunStatus,
@@ -52,7 +53,7 @@ def test_exit_codes_and_status(tmp_path, capsys, error, code, status, start):
     else:
         written = json.loads((folder / "run_status.json").read_text())
         assert (written["status"], written["exit_code"]) == (status, code)
-        assert [path.name for path in folder.iterdir()] == ["run_status.json"]
+        assert {path.name for path in folder.iterdir()} == {"run_status.json", LOCK_NAME}
     printed = capsys.readouterr().err
     expected = {0: "", 2: "error: bad news\n", 130: "interrupted: no checkpoint was saved\n"}
     expected[143] = expected[130]

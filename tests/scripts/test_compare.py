@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 from hf_lookbehind import InputError
+from hf_lookbehind.finetune.lock import hold
 from hf_lookbehind.report import mean_sd, paired_interval
 from hf_lookbehind.scripts import compare, compare_report, compare_runs
 from hf_lookbehind.scripts.compare_study import fill, passes_per_step
@@ -405,10 +406,10 @@ def test_two_studies_side_by_side_have_folders_of_their_own(tmp_path, monkeypatc
 
 def test_a_second_process_on_one_study_is_refused(finished):
     study, output, _ = finished
-    with compare_runs.only_one(output):
+    with hold(output):
         code, said = run(study, output)
     assert code == 2
-    assert f"process {os.getpid()} is working on this study" in said and said.count("\n") == 1
+    assert f"--output_dir {str(output)!r} is in use" in said and said.count("\n") == 1
 
 
 def test_a_dry_run_says_how_much_there_is_and_writes_nothing(tmp_path):
