@@ -49,7 +49,8 @@ def parts_section(parts: Sequence[Part]) -> dict[str, str]:
     rows = []
     for end, part in zip(_ends(parts), parts, strict=True):
         settings = {name: str(part.settings.get(name, _UNKNOWN)) for name in names}
-        rows.append({"steps": f"{end - part.steps + 1} to {end}"} | settings | {"gradient passes": f"{part.passes:g}"})
+        first = end - part.steps + 1
+        rows.append({"steps": f"{first} to {end}" if first < end else f"{end}"} | settings | {"gradient passes": f"{part.passes:g}"})
     return {TITLE: f"The settings below are those of the last part.\n\n{format_table(rows)}"}
 
 

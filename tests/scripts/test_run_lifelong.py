@@ -80,8 +80,17 @@ def test_a_stream_of_classes_leaves_its_numbers_plot_and_model(tmp_path, capsys)
     assert "continue with --resume_from_checkpoint last" in capsys.readouterr().err
     assert main([*flags, *resumed, "--memory_size", "30"]) == 2
     assert "holds another stream: memory_size differ" in capsys.readouterr().err
-    assert main([*flags, *resumed, "--k", "2"]) == 2
-    assert "holds a stream of another method: k, alpha differ" in capsys.readouterr().err
+    for flag, value, was in (
+        ("k", "2", "1"),
+        ("learning_rate", "7e-07", "0.001"),
+        ("num_train_epochs", "50.0", "1.0"),
+    ):
+        assert main([*flags, *resumed, f"--{flag}", value]) == 2
+        said = capsys.readouterr().err
+        assert "holds a stream with other settings: " in said and f"{flag} {value} (it was {was})" in said
+    # its command is that of the stream, and not that which only goes on
+    card = (out / "README.md").read_text()
+    assert "hf-lookbehind lifelong" in card and "resume_from_checkpoint" not in card
     assert read(out / "run_status.json")["status"] == "done"
 
 

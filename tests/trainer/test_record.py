@@ -27,7 +27,13 @@ def run(folder, config, checkpoint=None, settings=None, before=None, **args):
 
 @pytest.mark.parametrize(
     "config",
-    [dict(k=0), dict(k=2), dict(k=3, descent="last"), dict(k=1, ascent_every=3), dict(k=2, ascent_every=2, rho="auto")],
+    [
+        dict(k=0),
+        dict(k=2),
+        dict(k=3, descent="last"),
+        dict(k=1, ascent_every=3),
+        dict(k=2, ascent_every=2, rho="auto"),
+    ],
     ids=str,
 )
 def test_passes_are_those_that_ran(tmp_path, config):
@@ -68,7 +74,9 @@ def test_a_resumed_training_is_the_sum_of_its_parts(tmp_path):
     assert [(part.steps, part.passes) for part in record.parts] == [(2, 4), (3, 12)] and record.passes == 16
     assert record.parts[0].differences(record.parts[1].settings) == ["alpha", "k"]
     # and through a second resume, under the first settings again
-    again, _ = run(tmp_path / "again", dict(k=1), str(tmp_path / "other" / "checkpoint-4"), max_steps=5, settings={"lr": 1})
+    again, _ = run(
+        tmp_path / "again", dict(k=1), str(tmp_path / "other" / "checkpoint-4"), max_steps=5, settings={"lr": 1}
+    )
     assert [(part.steps, part.passes) for part in again.parts] == [(2, 4), (2, 8), (1, 2)]
 
 
