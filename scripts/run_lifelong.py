@@ -18,9 +18,9 @@ Texts, a file for each domain:
         --learning_rate 5e-5 --output_dir runs/reviews
 
 The data flags and the model's are those of image-classification and text-classification. Tasks are rated on the test
-split if there is one, else on the validation split. A run that was cut short goes on with --resume_from_checkpoint
-last, in the middle of a task where that had saved a checkpoint (--save_steps). --push_to_hub pushes the final model,
-and never the memory, which holds examples of the data.
+split if there is one, else on the validation split. A run that was cut short goes on with the same flags and
+--resume_from_checkpoint last, in the middle of a task where that had saved a checkpoint (--save_steps). --push_to_hub
+pushes the final model, and never the memory, which holds examples of the data.
 """
 
 import copy
@@ -40,7 +40,7 @@ from hf_lookbehind import InputError
 from hf_lookbehind.finetune import card
 from hf_lookbehind.finetune.arguments import DataArguments
 from hf_lookbehind.finetune.data import quoted
-from hf_lookbehind.finetune.earlier import forget_results, output_folder
+from hf_lookbehind.finetune.earlier import forget_model, output_folder
 from hf_lookbehind.finetune.flags import Arguments, FlagParser
 from hf_lookbehind.finetune.lookahead import check_checkpoint
 from hf_lookbehind.finetune.paths import check_no_input, check_nothing_to_resume
@@ -376,7 +376,7 @@ class Program:
         trainer.args.output_dir = str(root)
         if is_main_process():
             if found.trainer is not None:
-                forget_results(root)
+                forget_model(root)
             save(root, found, metrics)
             write_card(replace(args, hub=hub), self.modality, domains, trainer, stream, found, metrics)
         repo_id = push_at_the_end(hub, status)

@@ -8,6 +8,9 @@ from pathlib import Path
 from datasets import config
 from datasets.fingerprint import Hasher
 
+# What datasets keeps beside the data of `save_to_disk`, and while it is being written.
+_OWN = ("cache-*.arrow", "tmp????????")
+
 
 def cache_for(path: Path, cache_dir: str | None) -> str:
     """A folder below the cache of datasets, another one whenever the file, or one in the folder, has changed.
@@ -39,4 +42,4 @@ def _below(root: Path) -> Iterator[str]:
         real = {name: os.path.realpath(os.path.join(folder, name)) for name in subfolders}
         subfolders[:] = [name for name in subfolders if real[name] not in entered]
         entered |= set(real.values())
-        yield from (os.path.join(folder, name) for name in names if not fnmatchcase(name, "cache-*.arrow"))
+        yield from (os.path.join(folder, name) for name in names if not any(fnmatchcase(name, own) for own in _OWN))

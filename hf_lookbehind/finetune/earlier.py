@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ..config import InputError
-from ..hub.names import CARD_NAME, SHARED
 from ..hub.flatness import FLATNESS_NAME
 from ..hub.model_card import DATA_NAME, is_generated
+from ..hub.names import ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME, CARD_NAME, SHARED, WEIGHTS
 from ..trainer.pushes import UPLOADING
 from .card import FIGURES
 from .flags import Arguments
@@ -33,8 +33,9 @@ NAMES = (
     "all_results.json", "train_results.json", "eval_results.json", "test_results.json", "search_results.json",
     *FIGURES, "forgetting.png", "baseline.json", SEARCH_NAME, TRIALS, *FLATNESS_NAMES, UPLOADING,
 )  # fmt: skip
+_WEIGHTS = (*WEIGHTS, ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME)
 # What holds of one model, and not of what more steps make of it.
-RESULTS = tuple(name for name in NAMES if name.endswith("_results.json")) + FLATNESS_NAMES
+OF_ONE_MODEL = (*_WEIGHTS, *(name for name in NAMES if name.endswith("_results.json")), *FLATNESS_NAMES)
 _FOLDERS = (TRIALS, UPLOADING)
 
 
@@ -87,9 +88,9 @@ def output_folder(args: Arguments) -> OutputFolder:
     return OutputFolder(path, vars(args.data) | vars(args.model), goes_on)
 
 
-def forget_results(folder: Path) -> None:
-    """Remove what holds of the model so far: a run that was resumed has made another of it."""
-    remove_earlier_run(folder, RESULTS)
+def forget_model(folder: Path) -> None:
+    """Remove the model so far and what holds of it: a run that was resumed has made another of it, to be saved now."""
+    remove_earlier_run(folder, OF_ONE_MODEL)
 
 
 def check_earlier(folder: Path, names: Collection[str] = NAMES, inputs: Mapping[str, Any] | None = None) -> None:

@@ -46,12 +46,18 @@ def parts_section(parts: Sequence[Part]) -> dict[str, str]:
     if len(parts) < 2:
         return {}
     names = sorted({name for part in parts[:-1] for name in part.differences(parts[-1].settings)})
-    rows = []
-    for end, part in zip(_ends(parts), parts, strict=True):
-        settings = {name: str(part.settings.get(name, _UNKNOWN)) for name in names}
-        first = end - part.steps + 1
-        rows.append({"steps": f"{first} to {end}" if first < end else f"{end}"} | settings | {"gradient passes": f"{part.passes:g}"})
+    rows = [_row(part, end, names) for part, end in zip(parts, _ends(parts), strict=True)]
     return {TITLE: f"The settings below are those of the last part.\n\n{format_table(rows)}"}
+
+
+def _row(part: Part, end: int, names: Sequence[str]) -> dict[str, str]:
+    first = end - part.steps + 1
+    settings = {name: str(part.settings.get(name, _UNKNOWN)) for name in names}
+    return {
+        "steps": f"{first} to {end}" if first < end else f"{end}",
+        **settings,
+        "gradient passes": f"{part.passes:g}",
+    }
 
 
 def _ends(parts: Sequence[Part]) -> list[int]:

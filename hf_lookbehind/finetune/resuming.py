@@ -44,13 +44,14 @@ def _settings_of_optimizer(checkpoint: str | None) -> dict[str, float]:
     if path is None or not path.is_file():
         return {}
     # mapped: the tensors stay on the disk
-    groups = torch.load(path, map_location="cpu", mmap=True, weights_only=True).get("param_groups", [])
-    names = {"learning_rate": "initial_lr", "weight_decay": "weight_decay", "adam_epsilon": "eps"}
-    # some groups have no weight decay
-    found = {
-        name: [group[key] for group in groups if isinstance(group.get(key), float)] for name, key in names.items()
-    }
-    return {name: max(values) for name, values in found.items() if values}
+    state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    groups = state.get("base_optimizer", state).get("param_groups", [])  # within Lookahead's own
+    found = {}
+    for name, key in (("learning_rate", "initial_lr"), ("weight_decay", "weight_decay")):
+        values = [group.get(key) for group in groups]
+        if values and None not in values:
+            found[name] = float(max(values))  # some groups have no weight decay
+    return found
 
 
 def refuse_idle(trainer: Any, checkpoint: str | None, settings: Mapping[str, Any]) -> None:

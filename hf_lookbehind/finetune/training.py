@@ -17,9 +17,10 @@ from ..report import format_table, plot_training
 from ..trainer.weights import refuse_other_model
 from . import card
 from .arguments import FinetuningArguments
-from .earlier import forget_results, output_folder
+from .earlier import forget_model, output_folder
 from .flags import Arguments, FlagParser
 from .lookahead import check_checkpoint
+from .paths import resume_from
 from .program import (
     SEARCH_NAME,
     Preempted,
@@ -111,7 +112,7 @@ class Program:
                 # the handler of SIGTERM would keep the Trainer that is made before a search, and its model, for good
                 probed = copy.copy(training)
                 probed.enable_jit_checkpoint = False
-            with no_empty_folder(status.output_dir):
+            with no_empty_folder(folder.path):
                 trainer = task.make_trainer(task.make_model(training.seed, args.model), probed, args.lookbehind)
                 if checkpoint is not None:
                     from_main_process(lambda: refuse_other_model(trainer.model, checkpoint))
@@ -132,29 +133,21 @@ class Program:
         record = trainer.training_record
         record.begin(checkpoint, settings, card.command_of(args, self.prepare))
         with hub.checkpoints_of(trainer) if hub is not None else nullcontext():
-            outcome = trainer.train(resume_from_checkpoint=checkpoint)
+            outcome = trainer.train(resume_from_checkpoint=resume_from(training.resume_from_checkpoint))
         if trainer.was_preempted:
             raise Preempted
         if record.new_steps:
             record.end(outcome.metrics["train_runtime"])
         if record.new_steps and is_main_process():
-            forget_results(status.output_dir)
+            forget_model(folder.path)
         trainer.save_model()
         results = _save_train_results(trainer, outcome.metrics | {"train_samples": len(task.datasets["train"])})
         if is_main_process():
-            plot_training(trainer.state.log_history, status.output_dir / PLOT_NAME)
+            plot_training(trainer.state.log_history, folder.path / PLOT_NAME)
         if search is not None:
             results |= search.results
             trainer.save_metrics("search", search.results)
-        if "validation" in task.datasets:
-            found = trainer.evaluate() | {"eval_samples": len(task.datasets["validation"])}
-            trainer.save_metrics("eval", found)
-            results |= found
-        if "test" in task.datasets:
-            predicted = trainer.predict(task.datasets["test"])
-            found = {**(predicted.metrics or {}), "test_samples": len(task.datasets["test"])}
-            trainer.save_metrics("test", found)
-            results |= found
+        results |= _rate(trainer, task.datasets)
         if is_main_process():
             card.write(replace(args, hub=hub), self.prepare, trainer, results)
         repo_id = push_at_the_end(hub, status)
@@ -193,6 +186,20 @@ def show_metrics(table: str, metrics: Mapping[str, Any], folder: str | Path, rep
     ]
     sys.stdout.write("".join(f"\n{table}\n" for table in (table, format_table(rows)) if table))
     sys.stdout.write(f"\nsaved in {folder}{f' and pushed to {repo_id}' if repo_id else ''}\n")
+
+
+def _rate(trainer: Any, datasets: Mapping[str, Any]) -> dict[str, Any]:
+    """Rate the final model on what there is beside the training data, and save the metrics, which are returned."""
+    results = {}
+    if "validation" in datasets:
+        found = trainer.evaluate() | {"eval_samples": len(datasets["validation"])}
+        trainer.save_metrics("eval", found)
+        results |= found
+    if "test" in datasets:
+        found = {**(trainer.predict(datasets["test"]).metrics or {}), "test_samples": len(datasets["test"])}
+        trainer.save_metrics("test", found)
+        results |= found
+    return results
 
 
 def _save_train_results(trainer: Any, metrics: Mapping[str, Any]) -> dict[str, Any]:

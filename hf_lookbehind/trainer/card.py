@@ -279,14 +279,15 @@ def _hardware(trainer: Any) -> str:
 
 def _hyperparameters(trainer: Any) -> dict[str, str]:
     args = trainer.args
-    batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    per_device = trainer._train_batch_size  # as `auto_find_batch_size` has found it
+    batch = per_device * args.gradient_accumulation_steps * args.world_size
     count, unit = (args.max_steps, "step") if args.max_steps > 0 else (args.num_train_epochs, "epoch")
     length = f"{count:g} {unit}{'' if count == 1 else 's'}"
     precision = "bfloat16 (autocast)" if args.bf16 else "float16 (autocast)" if args.fp16 else ""
     return {
         "seed": f"{args.seed}",
         "length": length,
-        "batch": f"{batch} ({args.train_batch_size} per device, {args.gradient_accumulation_steps} accumulated)",
+        "batch": f"{batch} ({per_device} per device, {args.gradient_accumulation_steps} accumulated)",
         "learning rate": f"{args.learning_rate:g}, {SchedulerType(args.lr_scheduler_type).value}",
         "warm-up": f"{args.warmup_steps:g}" if args.warmup_steps else "",
         "weight decay": f"{args.weight_decay:g}",

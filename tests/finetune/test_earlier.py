@@ -7,7 +7,8 @@ import pytest
 
 from hf_lookbehind import InputError
 from hf_lookbehind.finetune import earlier
-from hf_lookbehind.finetune.earlier import OutputFolder, check_earlier, forget_results, remove_earlier_run
+from hf_lookbehind.finetune.earlier import OutputFolder, check_earlier, forget_model, remove_earlier_run
+from hf_lookbehind.finetune.paths import check_output_dir
 from hf_lookbehind.hub.model_card import write_card
 
 OURS = ["model.safetensors", "model-00001-of-00002.safetensors", "model.safetensors.index.json", "config.json"]
@@ -132,11 +133,25 @@ def test_what_cannot_be_removed_is_named_in_one_line(tmp_path, monkeypatch):
         OutputFolder(tmp_path, {}).take_over()
 
 
-def test_a_resumed_run_forgets_the_results_of_the_model_before(tmp_path):
+def test_a_resumed_run_forgets_the_model_before_and_its_results(tmp_path):
     of_ours(tmp_path, [*OURS, "my_results.json"])
-    forget_results(tmp_path)
+    forget_model(tmp_path)
     gone = set(OURS) - set(files(tmp_path))
-    assert gone == {name for name in OURS if name.endswith("_results.json") or name.startswith("flatness")}
+    kinds = ("model", "adapter", "flatness")
+    assert gone == {name for name in OURS if name.endswith("_results.json") or name.startswith(kinds)}
+
+
+@pytest.mark.parametrize("name", ["model", "link", "link/../model/."])
+def test_the_folder_of_a_model_that_is_read_is_no_output_whatever_its_name(tmp_path, name):
+    fill(tmp_path, ["model/config.json", "model/best/config.json"])
+    (tmp_path / "link").symlink_to(tmp_path / "model")
+    with pytest.raises(InputError, match="it is the folder of --model_name_or_path"):
+        check_output_dir(str(tmp_path / name), None, {"model_name_or_path": str(tmp_path / "model")})
+    # what lies in it is another folder, but for a checkpoint
+    check_output_dir(str(tmp_path / name), None, {"model_name_or_path": str(tmp_path / "model" / "best")})
+    fill(tmp_path, ["model/checkpoint-2/config.json"])
+    with pytest.raises(InputError, match="already holds checkpoint-2"):
+        check_output_dir(str(tmp_path / name), None, {"model_name_or_path": str(tmp_path / "model" / "checkpoint-2")})
 
 
 def test_names_are_patterns_of_files_in_the_folder_or_one_below():
