@@ -19,7 +19,6 @@ from .flags import Arguments
 from .lock import check_free
 from .paths import check_nothing_to_resume, exists, goes_on_in, resume_from
 from .program import SEARCH_NAME, STATUS_NAME
-from .rho_search import TRIALS
 
 FLATNESS_NAMES = (FLATNESS_NAME, "flatness.csv", "flatness.png")
 # Of what is shared, this may be the user's own.
@@ -31,12 +30,11 @@ NAMES = (
     "pytorch_model*.bin", "adapter_model.bin",
     "training_args.bin", "trainer_state.json", DATA_NAME,
     "all_results.json", "train_results.json", "eval_results.json", "test_results.json", "search_results.json",
-    *FIGURES, "forgetting.png", "baseline.json", SEARCH_NAME, TRIALS, *FLATNESS_NAMES, UPLOADING,
+    *FIGURES, "forgetting.png", "baseline.json", SEARCH_NAME, *FLATNESS_NAMES, UPLOADING,
 )  # fmt: skip
 _WEIGHTS = (*WEIGHTS, ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME)
 # What holds of one model, and not of what more steps make of it.
 OF_ONE_MODEL = (*_WEIGHTS, *(name for name in NAMES if name.endswith("_results.json")), *FLATNESS_NAMES)
-_FOLDERS = (TRIALS, UPLOADING)
 
 
 @dataclass(frozen=True)
@@ -107,7 +105,7 @@ def check_earlier(folder: Path, names: Collection[str] = NAMES, inputs: Mapping[
     is_ours = _is_status(folder / STATUS_NAME)
     there = list(_named(folder, (*names, STATUS_NAME)))
     for path in there:
-        is_kind_of_ours = path.is_symlink() or path.is_dir() == (path.name in _FOLDERS)
+        is_kind_of_ours = path.is_symlink() or path.is_dir() == (path.name == UPLOADING)
         if not (is_ours and is_kind_of_ours):
             raise InputError(
                 f"--output_dir {str(folder)!r} holds {path.relative_to(folder)}, which is of no run of these "

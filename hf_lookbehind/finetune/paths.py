@@ -87,9 +87,13 @@ def check_no_input(name: str, inputs: Mapping[str, str | None]) -> None:
     check_folder_to_write("--output_dir", name)
     output_dir = Path(name).expanduser()
     for flag, value in inputs.items():
-        if value is not None and exists(value) and output_dir.exists():
-            if output_dir.samefile(Path(value).expanduser()):
-                raise InputError(f"--output_dir {name!r} is not allowed: it is the folder of --{flag}")
+        if value is not None and exists(value) and _is_same(output_dir, Path(value).expanduser()):
+            raise InputError(f"--output_dir {name!r} is not allowed: it is the folder of --{flag}")
+
+
+def _is_same(path: Path, other: Path) -> bool:
+    """Whether two paths lead to one place, also where the first one is still to be made."""
+    return path.resolve() == other.resolve() or (path.exists() and path.samefile(other))
 
 
 def resume_from(value: str | None) -> str | bool | None:

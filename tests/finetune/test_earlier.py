@@ -50,10 +50,9 @@ def files(folder):
 
 def test_what_a_run_of_ours_left_goes_and_nothing_else(tmp_path):
     of_ours(tmp_path, [*OURS, *THEIRS])
-    (tmp_path / "rho_search_trials").mkdir()
     OutputFolder(tmp_path, {}).take_over()
     assert files(tmp_path) == sorted([*THEIRS, "run_status.json"])
-    assert not (tmp_path / "rho_search_trials").exists() and not (tmp_path / ".uploading").exists()
+    assert not (tmp_path / ".uploading").exists()
 
 
 @pytest.mark.parametrize("name", [*OURS, "run_status.json", "pytorch_model.bin", "modules.json"])
