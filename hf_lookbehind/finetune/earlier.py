@@ -26,7 +26,7 @@ _MAYBE_THEIRS = (CARD_NAME, "LICENSE*", "NOTICE*", "*.png", "*_results.json")
 # What the programs write, and what would be loaded with a model of theirs.
 MODEL = tuple(name for name in SHARED if not any(fnmatchcase(name, pattern) for pattern in _MAYBE_THEIRS))
 NAMES = (
-    *MODEL,
+    *MODEL, *WEIGHTS,
     "pytorch_model*.bin", "adapter_model.bin",
     "training_args.bin", "trainer_state.json", DATA_NAME,
     "all_results.json", "train_results.json", "eval_results.json", "test_results.json", "search_results.json",

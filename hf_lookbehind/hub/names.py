@@ -56,7 +56,7 @@ SHARED = (
 # What a training, or a tool beside it, leaves for itself, at any depth: never uploaded, and not worth a word.
 PRIVATE = (
     ".*", "checkpoint-*", "training_args.bin", "optimizer*", "scheduler.pt", "scaler.pt", "rng_state*",
-    "trainer_state.json", "run_status.json", "card.json", "flatness.csv", "README.backup*.md",
+    "trainer_state.json", "training_record.json", "run_status.json", "card.json", "flatness.csv", "README.backup*.md",
     # of streams of tasks
     "task-*", "stream.json", "baseline.json", "memory.safetensors",
     # of DeepSpeed and FSDP

@@ -20,6 +20,7 @@ from ..optim.calibration import RhoCalibration
 from ..optim.copies import Given
 from ..optim.lookbehind import Lookbehind
 from ..optim.perturbation import accumulation_dtype
+from ..optim.stats import LookbehindStats
 from .callbacks import DeferredJITCheckpointCallback, has_stopped_early, record_states, restore_counts
 from .card import card_with_method, push
 from .checkpoints import find_best_again, last_complete_checkpoint, warn_if_config_differs
@@ -125,13 +126,16 @@ class LookbehindMixin(_Trainer):
         stats = self._lookbehind.stats
         if self.transform_gradient is not None and not stats.skipped:
             self.transform_gradient(self.lookbehind_config.k if is_full else 0)
+        self._record(stats)
+        if self._lookbehind.has_fast_weights and self._lookbehind.is_pending:
+            self._lookbehind_watch.note(self._gradients())
+        return self._lookbehind_log.add_losses(losses)
+
+    def _record(self, stats: LookbehindStats) -> None:
         if stats.skipped and self.accelerator.scaler is None:
             # The Trainer's coming step becomes a no-op for any optimizer; its scheduler advances, as in plain HF.
             self.accelerator.gradient_state._set_sync_gradients(False)
         self._lookbehind_log.collect(stats)
-        if self._lookbehind.has_fast_weights and self._lookbehind.is_pending:
-            self._lookbehind_watch.note(self._gradients())
-        return self._lookbehind_log.add_losses(losses)
 
     def _iterate(self, model: nn.Module, window: list[MicroBatch], is_full: bool) -> list[Tensor]:
         """Passes 0..k and the first k-1 descents. Returns the losses of the micro-batches at the slow weights."""
