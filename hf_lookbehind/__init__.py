@@ -1,11 +1,9 @@
 """Sharpness-aware fine-tuning for the Hugging Face Trainer: Lookbehind-SAM and its family."""
 
-from typing import TYPE_CHECKING
-
-from .config import InputError, LookbehindConfig
-from .optim import Lookbehind, LookbehindStats
-
+TYPE_CHECKING = False  # to type checkers it is true; nothing is imported for it
 if TYPE_CHECKING:
+    from .config import InputError, LookbehindConfig
+    from .optim import Lookbehind, LookbehindStats
     from .trainer import LookbehindMixin, LookbehindSeq2SeqTrainer, LookbehindTrainer
 
 __version__ = "0.1.0"
@@ -20,11 +18,14 @@ __all__ = [
     "LookbehindTrainer",
 ]
 
+# transformers takes seconds to import, and torch too: a plain PyTorch loop need not wait for the former, a wrong name
+# of a program, or Ctrl-C, for neither
+_ROOMS = {"InputError": "config", "LookbehindConfig": "config", "Lookbehind": "optim", "LookbehindStats": "optim"}
+
 
 def __getattr__(name: str):
-    # transformers takes seconds to import; a plain PyTorch loop, or a wrong flag on the command line, need not wait
-    if name in __all__:
-        from . import trainer
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
 
-        return getattr(trainer, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_ROOMS.get(name, 'trainer')}", __name__), name)

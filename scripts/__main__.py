@@ -4,6 +4,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from hf_lookbehind.finetune import interrupt
+
 PROGRAMS = {
     "image-classification": "fine-tune an image classifier",
     "text-classification": "fine-tune a classifier of texts or of pairs of texts, or a regression",
@@ -40,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {given}: allowed are {', '.join(PROGRAMS)}", file=sys.stderr)
         return 2
     # imported here, so that a wrong name does not wait for the libraries
+    interrupt.end_at_once()
     return importlib.import_module(module_name(argv[0])).main(argv[1:])
 
 

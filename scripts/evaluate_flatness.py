@@ -15,6 +15,12 @@ With --update_cards they go to the folder of each model too, and its model card 
 of it.
 """
 
+from hf_lookbehind.finetune import interrupt
+
+if __name__ == "__main__":
+    interrupt.end_at_once()
+
+
 import argparse
 import csv
 import difflib

@@ -9,6 +9,12 @@ else is left out, one line names. A folder of which nobody could load the model 
 exist is created. The token is that of HF_TOKEN or of the stored login (`hf auth login`).
 """
 
+from hf_lookbehind.finetune import interrupt
+
+if __name__ == "__main__":
+    interrupt.end_at_once()
+
+
 import argparse
 import os
 import sys

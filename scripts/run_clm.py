@@ -21,6 +21,12 @@ Perplexity is exp of the mean loss of a token. Without --model_name_or_path a sm
 Flags may stand in a file, and those after it override: ... clm settings.yaml --k 5
 """
 
+from hf_lookbehind.finetune import interrupt
+
+if __name__ == "__main__":
+    interrupt.end_at_once()
+
+
 import sys
 from dataclasses import dataclass, field, replace
 from typing import Any

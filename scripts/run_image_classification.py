@@ -22,6 +22,12 @@ A pretrained model on image folders (<class>/<image>), the best model kept:
 Flags may stand in a file, and those after it override: ... image-classification settings.yaml --k 5
 """
 
+from hf_lookbehind.finetune import interrupt
+
+if __name__ == "__main__":
+    interrupt.end_at_once()
+
+
 import math
 import sys
 from dataclasses import dataclass, field

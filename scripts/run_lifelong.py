@@ -23,6 +23,12 @@ split if there is one, else on the validation split. A run that was cut short go
 pushes the final model, and never the memory, which holds examples of the data.
 """
 
+from hf_lookbehind.finetune import interrupt
+
+if __name__ == "__main__":
+    interrupt.end_at_once()
+
+
 import copy
 import json
 import shutil
@@ -42,18 +48,17 @@ from hf_lookbehind.finetune.arguments import DataArguments
 from hf_lookbehind.finetune.data import quoted
 from hf_lookbehind.finetune.earlier import forget_model, output_folder
 from hf_lookbehind.finetune.flags import Arguments, FlagParser
-from hf_lookbehind.finetune.lookahead import check_checkpoint
 from hf_lookbehind.finetune.paths import check_no_input, check_nothing_to_resume
 from hf_lookbehind.finetune.program import (
     Preempted,
     RunStatus,
-    from_main_process,
     is_main_process,
     no_empty_folder,
     quiet_libraries,
     reported,
     run_program,
 )
+from hf_lookbehind.finetune.rehearsal import rehearse
 from hf_lookbehind.finetune.settings import settings_of
 from hf_lookbehind.finetune.sharing import push_at_the_end
 from hf_lookbehind.finetune.task import Task
@@ -344,7 +349,6 @@ class Program:
                 check_method(root, args.lookbehind)
             except InputError as error:
                 raise InputError(f"--{error}") from error
-            from_main_process(lambda: check_checkpoint(training, checkpoint_under_way(root)))
 
             def make_trainer(output_dir: str, **settings: Any) -> Any:
                 own = copy.copy(training)
@@ -353,6 +357,7 @@ class Program:
                 return task.make_trainer(model, own, args.lookbehind, **settings)
 
             # once, before anything is written: what the Trainer refuses is bad input
+            rehearse(task, args, checkpoint_under_way(root))
             with no_empty_folder(root):
                 trainer = make_trainer(str(root))
                 hub = args.hub.checked(trainer) if args.hub is not None else None

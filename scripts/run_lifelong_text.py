@@ -5,6 +5,12 @@
 Examples of its own, and what the flags mean, are those of `run_lifelong.py`.
 """
 
+from hf_lookbehind.finetune import interrupt
+
+if __name__ == "__main__":
+    interrupt.end_at_once()
+
+
 import sys
 from dataclasses import dataclass
 

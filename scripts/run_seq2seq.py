@@ -22,6 +22,12 @@ As in the library, an evaluation reports the loss alone unless --predict_with_ge
 Flags may stand in a file, and those after it override: ... seq2seq settings.yaml --k 5
 """
 
+from hf_lookbehind.finetune import interrupt
+
+if __name__ == "__main__":
+    interrupt.end_at_once()
+
+
 import sys
 from dataclasses import dataclass, field, replace
 from itertools import chain

@@ -20,6 +20,12 @@ Without --model_name_or_path a small new BERT is trained.
 Flags may stand in a file, and those after it override: ... text-classification settings.yaml --k 5
 """
 
+from hf_lookbehind.finetune import interrupt
+
+if __name__ == "__main__":
+    interrupt.end_at_once()
+
+
 import sys
 from dataclasses import dataclass, field
 from functools import partial

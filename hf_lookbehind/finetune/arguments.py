@@ -1,9 +1,11 @@
 """What the programs are told: data, model, search, training. Bad values are refused before anything is written."""
 
+import copy
 import json
 import math
 import os
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
@@ -12,6 +14,7 @@ import torch
 import torch.distributed as dist
 from accelerate.utils import DynamoBackend
 from transformers import TrainingArguments
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from ..config import InputError
 from .paths import check_model_folder, exists, looks_like_path
@@ -22,21 +25,34 @@ DTYPES = ("float32", "float64", "bfloat16")
 # What TrainingArguments accepts and something fails on much later.
 _NUMBERS = (
     (
-        "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps early_stopping_patience",
+        "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps early_stopping_patience "
+        "eval_accumulation_steps torch_empty_cache_steps dataloader_prefetch_factor ddp_bucket_cap_mb ddp_timeout "
+        "save_total_limit",
         "1 or more",
         lambda value: value >= 1,
     ),
     ("num_train_epochs", "more than 0", lambda value: value > 0),
-    ("lookahead_steps", "0 or more", lambda value: value >= 0),
+    ("lookahead_steps logging_steps eval_steps save_steps eval_delay", "0 or more", lambda value: value >= 0),
     ("lookahead_alpha", "a number in (0, 1)", lambda value: 0 < value < 1),
     (
-        "learning_rate weight_decay adam_epsilon max_grad_norm dataloader_num_workers early_stopping_threshold",
+        "learning_rate weight_decay adam_epsilon max_grad_norm dataloader_num_workers early_stopping_threshold "
+        "warmup_steps neftune_noise_alpha",
         "a finite number, 0 or more",
         lambda value: value >= 0,
     ),
     ("seed data_seed", f"a whole number from 0 to {2**32 - 1}", lambda value: 0 <= value < 2**32),
     ("max_steps", "1 or more, or -1 for --num_train_epochs", lambda value: value == -1 or value >= 1),
     ("label_smoothing_factor adam_beta1 adam_beta2", "a number in [0, 1)", lambda value: 0 <= value < 1),
+)
+
+
+# What a trial, of which nothing is written and which nothing ends early, does not look at.
+WITHOUT_EFFECT_ON_A_TRIAL = frozenset(
+    "output_dir run_name report_to disable_tqdm project do_train do_eval do_predict resume_from_checkpoint use_cpu "
+    "seed logging_strategy logging_steps logging_first_step log_level log_level_replica log_on_each_node "
+    "save_strategy save_steps save_total_limit save_only_model save_on_each_node enable_jit_checkpoint "
+    "eval_strategy eval_steps eval_delay eval_on_start load_best_model_at_end metric_for_best_model "
+    "greater_is_better early_stopping_patience early_stopping_threshold ignore_data_skip".split()
 )
 
 
@@ -196,7 +212,9 @@ class FinetuningArguments(TrainingArguments):
             # the library forgets --ddp_timeout on the CPU
             dist.init_process_group("gloo", timeout=timedelta(seconds=self.ddp_timeout))
         try:
-            super().__post_init__()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # of flags that a next major version will not have
+                super().__post_init__()
         except (ValueError, TypeError, OSError, ImportError, NotImplementedError) as error:
             raise InputError(f"training arguments: {one_line(error)}") from error
 
@@ -235,6 +253,16 @@ class FinetuningArguments(TrainingArguments):
             raise InputError("--early_stopping_patience needs --load_best_model_at_end")
         if self.eval_strategy == "no":
             raise InputError("--early_stopping_patience needs --eval_strategy epoch or steps")
+
+    def of_a_trial(self, output_dir: str) -> "FinetuningArguments":
+        """The same for a training that is only tried: it saves and reports nothing, and nothing ends it early."""
+        trial = copy.copy(self)
+        trial.output_dir = output_dir
+        trial.save_strategy, trial.eval_strategy = SaveStrategy.NO, IntervalStrategy.NO
+        trial.load_best_model_at_end, trial.early_stopping_patience = False, None
+        trial.save_total_limit, trial.enable_jit_checkpoint, trial.eval_on_start = None, False, False
+        trial.report_to, trial.disable_tqdm, trial.logging_strategy = [], True, IntervalStrategy.NO
+        return trial
 
     def choose_best_metric(self, keys: Sequence[str]) -> None:
         """Rate checkpoints by the first metric, unless the flags name another, which must be one that is reported.

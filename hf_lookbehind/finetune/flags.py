@@ -4,24 +4,34 @@ import argparse
 import dataclasses
 import difflib
 import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from importlib import resources
 from pathlib import Path
 from typing import Any, NoReturn, get_args, get_type_hints
 
-import yaml
 from transformers import HfArgumentParser
+from transformers.hf_argparser import string_to_bool
 
 from ..config import InputError, LookbehindConfig
 from ..hub.redact import redact_flags
 from .arguments import DataArguments, FinetuningArguments, ModelArguments, SearchArguments, is_reserved
 from .lookahead import check_lookahead
 from .paths import check_output_dir, resume_from
-from .program import one_line
+from .settings_file import read_settings
 from .sharing import HUB_FLAGS, HubArguments, take_hub_arguments
+
+# Flags of the Trainer that have another name in this version, or another way.
+_RENAMED = {
+    "evaluation_strategy": "--eval_strategy",
+    "group_by_length": "--train_sampling_strategy group_by_length",
+    "include_tokens_per_second": "--include_num_input_tokens_seen",
+    "no_cuda": "--use_cpu",
+    "warmup_ratio": "--warmup_steps, below 1 a fraction of all steps",
+}
+# What YAML takes for truth values, and what it means to flags that are none and have no list of choices.
+_TRUTH = dict.fromkeys(("yes", "on", "true", "y"), "yes") | dict.fromkeys(("no", "off", "false", "n"), "no")
+_WORDS = {"report_to": {"no": "none"}, "resume_from_checkpoint": {"yes": "true", "no": "false"}}
 
 
 def _flag_type(hint: Any) -> Any:
@@ -181,7 +191,7 @@ class FlagParser(HfArgumentParser):
 
     def _flags_of_file(self, path: Path) -> list[str]:
         """The settings of a file as flags."""
-        settings = _read_settings(path)
+        settings = read_settings(path)
         known = {f.name for kind in self.groups.values() for f in fields(kind) if f.init}
         unknown = [str(key) for key in settings if key not in known]
         if unknown:
@@ -189,12 +199,20 @@ class FlagParser(HfArgumentParser):
             raise InputError(f"{path} has unknown settings: {', '.join(hints)}")
         flags = []
         for name, value in settings.items():
+            value = "no" if value == [] and name in _WORDS else value
             if isinstance(value, list):
                 flags += [f"--{name}", *map(str, value)]
             elif value is not None:
-                text = json.dumps(value) if isinstance(value, dict) else str(value)
-                flags.append(f"--{name}={text}")
+                flags.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else self._word(name, value)}")
         return flags
+
+    def _word(self, name: str, text: str) -> str:
+        """A value as the flag takes it: files say yes, no and nothing in all the words that YAML has for them."""
+        action, said = self._option_string_actions[f"--{name}"], _TRUTH.get(text.lower())
+        words = _WORDS.get(name, {"no": next((word for word in action.choices or () if word in ("no", "none")), text)})
+        if said is None or text in (action.choices or ()):
+            return text
+        return {"yes": "true", "no": "false"}[said] if action.type is string_to_bool else words.get(said, text)
 
     def _refuse_unknown(self, argument: str, argv: Sequence[str]) -> None:
         """No value is repeated: it might be a secret."""
@@ -203,6 +221,8 @@ class FlagParser(HfArgumentParser):
             where = f"after {before[-1]}" if before else "before the first flag"
             raise InputError(f"unexpected argument {where}: each flag is followed by its value, as in --k 2")
         flag = argument.partition("=")[0]
+        if flag[2:] in _RENAMED:
+            raise InputError(f"unknown flag {flag}: it is now {_RENAMED[flag[2:]]}")
         known = [name for name in self._option_string_actions if name.startswith("--") and "-" not in name[2:]]
         raise InputError(f"unknown flag {flag}{_suggestion(flag.replace('-', '_').replace('__', '--', 1), known)}")
 
@@ -223,27 +243,3 @@ def _suggestion(name: str, known: Sequence[str] | set[str]) -> str:
     """An abbreviation suggests what it abbreviates, a slip what it resembles."""
     nearest = sorted((k for k in known if k.startswith(name)), key=len) or difflib.get_close_matches(name, known)
     return f": did you mean {nearest[0]}?" if nearest else ": --help lists the flags"
-
-
-def _read_settings(path: Path) -> dict[str, Any]:
-    """The settings of a file; a bare name that is not here is looked up among those that come with the programs."""
-    if not path.is_file() and path.name == os.fspath(path):
-        path = Path(str(resources.files("hf_lookbehind.scripts"))) / "recipes" / path
-        if not path.is_file():
-            raise InputError(f"{path.name}: there is no such file of settings, neither here nor in {path.parent}")
-    if not path.is_file():
-        raise InputError(f"{path}: there is no such file of settings")
-    try:
-        text = path.read_text(encoding="utf-8")
-        settings = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except yaml.MarkedYAMLError as error:
-        # without the line itself, which might hold a secret
-        line = "" if error.problem_mark is None else f" in line {error.problem_mark.line + 1}"
-        raise InputError(f"{path} cannot be read: {one_line(error.problem)}{line}") from error
-    except (ValueError, yaml.YAMLError, OSError) as error:
-        raise InputError(f"{path} cannot be read: {one_line(error)}") from error
-    if settings is None:
-        return {}
-    if not isinstance(settings, dict):
-        raise InputError(f"{path} must hold settings as 'name: value', not a {type(settings).__name__}")
-    return settings

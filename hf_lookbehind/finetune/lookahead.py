@@ -2,12 +2,10 @@
 
 from functools import cache
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import Trainer, TrainerCallback
-from transformers.trainer import OPTIMIZER_NAME
 
 from ..config import InputError, LookbehindConfig
 from ..optim.base_optimizer import unwrap_accelerate
@@ -33,28 +31,6 @@ def check_lookahead(training: FinetuningArguments, lookbehind: LookbehindConfig)
         raise InputError(
             f"--lookahead_steps {training.lookahead_steps} is not allowed with --k {lookbehind.k} and alpha {alpha}: "
             "Lookahead keeps weights of its own, which the slow weights would leave behind. --k 0, --k 1 or --alpha 1"
-        )
-
-
-def check_checkpoint(training: FinetuningArguments, checkpoint: str | None) -> None:
-    """Refuse to resume with Lookahead what was trained without it, and the reverse.
-
-    Args:
-        training: the flags.
-        checkpoint: folder that is gone on from, if there is one.
-
-    Raises:
-        InputError: names the checkpoint.
-    """
-    path = Path(checkpoint, OPTIMIZER_NAME) if checkpoint else None
-    if path is None or not path.is_file():
-        return
-    # mapped: the tensors stay on the disk
-    was_used = "lookahead_state" in torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    if was_used != bool(training.lookahead_steps):
-        raise InputError(
-            f"--lookahead_steps {training.lookahead_steps} is not allowed: {checkpoint} was trained "
-            f"{'with' if was_used else 'without'} Lookahead"
         )
 
 

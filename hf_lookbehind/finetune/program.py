@@ -15,6 +15,7 @@ from accelerate.utils import broadcast_object_list
 from transformers.utils import logging
 
 from ..config import InputError
+from . import interrupt
 from .lock import hold
 
 DONE = 0
@@ -248,6 +249,7 @@ def run_program(work: Callable[[RunStatus], Any], show: Callable[[Any], Any] | N
     """
     status = RunStatus()
     try:
+        interrupt.raise_again()
         result = work(status)
         status.done()
         if show is not None and is_main_process():

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils.memory import clear_device_cache
-from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from ..config import InputError, LookbehindConfig
 from ..hub.redact import command
@@ -135,14 +134,8 @@ class RhoSearch:
         return self.sign * value if math.isfinite(found["eval_loss"]) and math.isfinite(value) else math.nan
 
     def _trial_arguments(self, learning_rate: float, seed: int) -> FinetuningArguments:
-        """Nothing is saved or reported, and nothing ends a training early."""
-        trial = copy.copy(self.args.training)
-        trial.output_dir = str(self.folder / TRIALS)
+        trial = self.args.training.of_a_trial(str(self.folder / TRIALS))
         trial.learning_rate, trial.seed = learning_rate, seed
-        trial.save_strategy, trial.eval_strategy = SaveStrategy.NO, IntervalStrategy.NO
-        trial.load_best_model_at_end, trial.early_stopping_patience = False, None
-        trial.enable_jit_checkpoint = False
-        trial.report_to, trial.disable_tqdm, trial.logging_strategy = [], True, IntervalStrategy.NO
         if self.args.search.search_max_steps is not None:
             trial.max_steps = self.args.search.search_max_steps
         return trial

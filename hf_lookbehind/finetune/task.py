@@ -11,6 +11,7 @@ from ..config import InputError, LookbehindConfig
 from ..trainer import LookbehindTrainer
 from ..trainer.record import recorded
 from .arguments import FinetuningArguments, ModelArguments
+from .blame import said
 from .lookahead import over_lookahead
 from .metrics import Metrics
 from .models import try_out
@@ -106,8 +107,7 @@ def _try_optimizer_and_scheduler(trainer: Trainer) -> None:
             try:
                 build()
             except _BUILDING_ERRORS as error:
-                values = ((flag, getattr(trainer.args, flag)) for flag in flags)
-                said = " ".join(f"--{flag} {getattr(value, 'value', value)}" for flag, value in values if value)
-                raise InputError(f"{said} cannot be used: {type(error).__name__}: {one_line(error)}") from error
+                given = said(trainer.args, [flag for flag in flags if getattr(trainer.args, flag)])
+                raise InputError(f"{given} cannot be used: {type(error).__name__}: {one_line(error)}") from error
     finally:
         trainer.optimizer = trainer.lr_scheduler = None

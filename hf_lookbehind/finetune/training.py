@@ -19,7 +19,6 @@ from . import card
 from .arguments import FinetuningArguments
 from .earlier import forget_model, output_folder
 from .flags import Arguments, FlagParser
-from .lookahead import check_checkpoint
 from .paths import resume_from
 from .program import (
     SEARCH_NAME,
@@ -32,6 +31,7 @@ from .program import (
     reported,
     run_program,
 )
+from .rehearsal import rehearse
 from .resuming import checkpoint_of, follow_optimizer, refuse_idle
 from .rho_search import RhoSearch
 from .settings import settings_of
@@ -105,8 +105,8 @@ class Program:
             check_rating_flags(training, task.metrics.keys)
             training.choose_best_metric(task.metrics.keys)
             checkpoint = from_main_process(lambda: checkpoint_of(training))
-            from_main_process(lambda: check_checkpoint(training, checkpoint))
             search = RhoSearch(args, task) if args.search.rho_search is not None else None
+            rehearse(task, args, checkpoint)
             probed = training
             if search is not None:
                 # the handler of SIGTERM would keep the Trainer that is made before a search, and its model, for good
