@@ -231,6 +231,10 @@ def _class_number(name: str, classes: Sequence[str]) -> int:
     return list(classes).index(name)
 
 
+def _listed(classes: Sequence[str]) -> str:
+    return ", ".join(map(repr, classes)) or "none"
+
+
 def _rated_parts(task: Task) -> dict[str, Any]:
     """The test data is that of the test split, beside the validation split; where there is none, the latter."""
     if "test" in task.datasets:

@@ -28,6 +28,10 @@ _FAMILIES = (
 )
 
 
+class UnexplainedError(InputError):
+    """The input cannot be used, and which flag says so is not known yet."""
+
+
 def said(training: Any, names: Sequence[str]) -> str:
     """Flags as they are typed."""
     return " ".join(f"--{name} {_typed(getattr(training, name))}" for name in names)
@@ -49,13 +53,13 @@ def find_flags(
     """What to raise of an error: an `InputError` that names the flags without which it does not come, or itself.
 
     Args:
-        error: what the training ended with; nothing is looked for if it is an `InputError` that names a flag.
+        error: what the training ended with; any `InputError` but an `UnexplainedError` says it already.
         training: its arguments.
         checkpoint: what it went on from, if it did.
         attempt: tries it with others.
         words: the command line. Only flags in it can be to blame.
     """
-    if isinstance(error, InputError) and "--" in str(error):
+    if isinstance(error, InputError) and not isinstance(error, UnexplainedError):
         return error
     given = _given(training, {word.partition("=")[0] for word in words})
     resumed = f"--resume_from_checkpoint {checkpoint!r}"

@@ -4,7 +4,8 @@ import gc
 import tempfile
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +18,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 
 from ..config import InputError
 from .arguments import FinetuningArguments
-from .blame import find_flags, said
+from .blame import UnexplainedError, find_flags, said
 from .fitting import check_optimizer, check_weights, warn_of_other_processes
 from .flags import Arguments
 from .program import is_main_process, one_line
@@ -44,18 +45,14 @@ def rehearse(task: Task, args: Arguments, checkpoint: str | None = None) -> None
     _check_reports(args.training)
 
     def attempt(training: FinetuningArguments, checkpoint: str | None) -> Exception | None:
-        gc.freeze()  # else most of the time would go by among objects that were there before
-        try:
-            with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # the training itself will say them
-                AcceleratorState._reset_state()  # it keeps the precision, and how models are compiled
-                _train_and_evaluate(task, replace(args, training=training), checkpoint, folder)
-        except Exception as error:  # whose fault it is, is found out by who asks
-            traceback.clear_frames(error.__traceback__)
-            return error
-        finally:
-            clear_device_cache(garbage_collection=True)
-            gc.unfreeze()
+        with _only_new_garbage():
+            try:
+                _try(task, replace(args, training=training), checkpoint)
+            except Exception as error:  # whose fault it is, is found out by who asks
+                traceback.clear_frames(error.__traceback__)
+                return error
+            finally:
+                clear_device_cache(garbage_collection=True)
         return None
 
     error = attempt(args.training, checkpoint)
@@ -65,12 +62,32 @@ def rehearse(task: Task, args: Arguments, checkpoint: str | None = None) -> None
         warn_of_other_processes(checkpoint, args.training.world_size)
 
 
+@contextmanager
+def _only_new_garbage() -> Iterator[None]:
+    """In the block garbage is looked for among what the block makes: most of the time would go by among all else."""
+    is_free = gc.get_freeze_count() == 0
+    if is_free:
+        gc.freeze()
+    try:
+        yield
+    finally:
+        if is_free:
+            gc.unfreeze()
+
+
 def _check_reports(training: FinetuningArguments) -> None:
     try:
         for callback in get_reporting_integration_callbacks(training.report_to):
             callback()
     except (ImportError, RuntimeError, ValueError) as error:
         raise InputError(f"{said(training, ['report_to'])} cannot be used: {one_line(error)}") from error
+
+
+def _try(task: Task, args: Arguments, checkpoint: str | None) -> None:
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the training itself will say them
+        AcceleratorState._reset_state()  # it keeps the precision, and how models are compiled
+        _train_and_evaluate(task, args, checkpoint, folder)
 
 
 def _train_and_evaluate(task: Task, args: Arguments, checkpoint: str | None, folder: str) -> None:
@@ -126,7 +143,7 @@ def _evaluate(trainer: Any, data: Any, keys: Sequence[str]) -> None:
     found = trainer.evaluate(few(data, trainer.args.eval_batch_size * trainer.args.world_size, with_last=True))
     missing = [name for name in ("loss", *keys) if f"eval_{name}" not in found]
     if missing:
-        raise InputError(f"an evaluation would report no {', '.join(missing)}: it finds no batch, or no labels in it")
+        raise UnexplainedError(f"an evaluation would report no {', '.join(missing)}: it finds no batch, or no labels")
 
 
 class _OneEpoch(TrainerCallback):

@@ -100,7 +100,10 @@ class RhoSearch:
                     shutil.rmtree(self.folder / TRIALS, ignore_errors=True)
             _let_go_of_models()
             if all(math.isnan(row["mean"]) for row in self.result.table):
-                raise InputError("--rho_search: every training diverged; try smaller radii or learning rates")
+                raise InputError(
+                    "--rho_search: every training diverged, or skipped most of its steps, whose gradients were not "
+                    "finite; try smaller radii or learning rates"
+                )
             self._keep()
             if is_main_process():
                 self._plot()
@@ -110,7 +113,7 @@ class RhoSearch:
         return replace(self.args, lookbehind=replace(self.args.lookbehind, rho=best["rho"]), training=training)
 
     def _score(self, settings: Settings, seed: int) -> float:
-        """The metric after one training, higher is better; nan where it came to no finite number."""
+        """The metric after one training, higher is better; nan where it came to no finite number, or hardly a step."""
         for trial in self.trials:
             if (trial["settings"], trial["seed"]) == (settings, seed):
                 return trial["score"]
@@ -131,6 +134,9 @@ class RhoSearch:
         except FloatingPointError:
             return math.nan
         value = found[f"eval_{self.metric}"]
+        # a model that has hardly been trained is no result of its radius
+        if trainer._skipped_iterations > trainer.state.global_step / 2:
+            return math.nan
         return self.sign * value if math.isfinite(found["eval_loss"]) and math.isfinite(value) else math.nan
 
     def _trial_arguments(self, learning_rate: float, seed: int) -> FinetuningArguments:

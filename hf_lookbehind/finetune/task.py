@@ -11,7 +11,7 @@ from ..config import InputError, LookbehindConfig
 from ..trainer import LookbehindTrainer
 from ..trainer.record import recorded
 from .arguments import FinetuningArguments, ModelArguments
-from .blame import said
+from .blame import UnexplainedError, said
 from .lookahead import over_lookahead
 from .metrics import Metrics
 from .models import try_out
@@ -89,8 +89,10 @@ class Task:
             with no_empty_folder(Path(training.output_dir or "")):
                 trainer = trainer_class(model=model, args=training, **settings | others)
                 _try_optimizer_and_scheduler(trainer)
+        except InputError:
+            raise
         except (ValueError, RuntimeError, ImportError) as error:
-            raise InputError(one_line(error)) from error
+            raise UnexplainedError(one_line(error)) from error
         return trainer
 
 

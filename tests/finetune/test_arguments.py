@@ -68,6 +68,13 @@ def test_every_field_of_the_config_has_a_flag_and_its_help(parser, name):
         (["--dtype", "float8"], "--dtype: invalid choice: 'float8'"),
         (["--lerning_rate", "1"], "unknown flag --lerning_rate: did you mean --learning_rate?"),
         (["--lerning-rate", "1"], "unknown flag --lerning-rate: did you mean --learning_rate?"),
+        (["--group_by_length"], "--group_by_length: it is now --train_sampling_strategy group_by_length"),
+        (["--eval_accumulation_steps", "0"], "--eval_accumulation_steps 0 is not allowed: 1 or more"),
+        (["--save_total_limit", "0"], "--save_total_limit 0 is not allowed: 1 or more"),
+        (["--save_steps", "-5"], "--save_steps -5.0 is not allowed: 0 or more"),
+        (["--eval_delay", "nan"], "--eval_delay nan is not allowed: 0 or more"),
+        (["--warmup_steps", "nan"], "--warmup_steps nan is not allowed: a finite number, 0 or more"),
+        (["--neftune_noise_alpha", "inf"], "--neftune_noise_alpha inf is not allowed: a finite number"),
         (["--learn", "1"], "unknown flag --learn: did you mean --learning_rate?"),
         (["-k", "1"], "unknown flag -k"),
         (["--trust_remote_code"], "unknown flag --trust_remote_code"),
@@ -87,7 +94,7 @@ def test_every_field_of_the_config_has_a_flag_and_its_help(parser, name):
         (["--learning_rate", "nan"], "--learning_rate nan is not allowed"),
         (["--per_device_train_batch_size", "0"], "--per_device_train_batch_size 0 is not allowed: 1 or more"),
         (["--num_train_epochs", "-1"], "--num_train_epochs -1.0 is not allowed: more than 0"),
-        (["--warmup_steps", "-1"], "warmup_steps"),
+        (["--warmup_steps", "-1"], "--warmup_steps -1.0 is not allowed"),
         (["--lr_scheduler_kwargs", "{x"], "--lr_scheduler_kwargs '{x' is not JSON"),
         (["--load_best_model_at_end"], "requires the save and eval strategy to match"),
         (["--early_stopping_patience", "1"], "--early_stopping_patience needs --load_best_model_at_end"),
@@ -223,9 +230,42 @@ def test_settings_come_from_a_file_and_flags_override(parse, tmp_path, suffix):
     assert arguments.training.lr_scheduler_kwargs == {"num_cycles": 2}
 
 
+@pytest.mark.parametrize("suffix", [".yaml", ".json"])
+@pytest.mark.parametrize("nothing", ["no", "off", "False"])
+def test_no_in_a_file_means_what_the_flag_calls_nothing(tmp_path, suffix, nothing):
+    names = ["save_strategy", "eval_strategy", "logging_strategy", "augmentation", "corruption", "report_to", "bf16"]
+    path = tmp_path / f"settings{suffix}"
+    settings = "\n".join(f"{name}: {nothing}" for name in names)
+    path.write_text(json.dumps(dict.fromkeys(names, False)) if suffix == ".json" else settings)
+    args = make_parser().parse([str(path), "--dataset_name", "digits", "--output_dir", str(tmp_path / "out")])
+    found = {name: getattr(args.training, name, None) or getattr(args.data, name, None) for name in names}
+    assert found == dict.fromkeys(names, "no") | dict(
+        augmentation="none", corruption="none", report_to=None, bf16=None
+    )
+
+
+def test_values_in_a_file_are_what_is_written_there(parser, tmp_path):
+    path = tmp_path / "settings.yaml"
+    path.write_text(
+        "run_name: no\nlength_column_name: 1.10\ndataset_config_name: 010\nlearning_rate: 1e-4\nrho: &rho 1e-2\n"
+        "weight_decay: *rho\nmetric: [on, 2020-01-01]\nuse_cpu: on\ndata_seed: null\nresume_from_checkpoint: off\n"
+        "lr_scheduler_kwargs: {min_lr: 1e-5, deep: {on: yes}}\n"
+    )
+    args = parser.parse([str(path), "--output_dir", str(tmp_path / "out")])
+    training = args.training
+    assert (training.run_name, training.length_column_name) == ("no", "1.10")
+    assert (args.data.dataset_config_name, training.metric) == ("010", ["on", "2020-01-01"])
+    assert (training.learning_rate, args.lookbehind.rho, training.weight_decay) == (1e-4, 1e-2, 1e-2)
+    assert training.use_cpu and training.data_seed is None and resume_from(training.resume_from_checkpoint) is None
+    assert training.lr_scheduler_kwargs == {"min_lr": 1e-5, "deep": {"True": True}}
+
+
 @pytest.mark.parametrize(
     "text, message",
     [
+        ("k: 2\nk: 3\n", "settings.yaml holds 'k' twice"),
+        ("save_strategy: yes\n", "--save_strategy/--save-strategy: invalid choice: 'yes'"),
+        ("report_to: [\n", "cannot be read"),
         ("k: 2\nrhoo: 1\n", "unknown settings: 'rhoo': did you mean rho?"),
         ("- k\n", "must hold settings as 'name: value', not a list"),
         ("k: [2\n", "cannot be read"),

@@ -1,15 +1,19 @@
 """Exit codes, messages and `run_status.json`."""
 
+import ast
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from transformers.utils import logging
 
 from hf_lookbehind.config import InputError
+from hf_lookbehind.finetune import interrupt
 from hf_lookbehind.finetune.lock import LOCK_NAME
 from hf_lookbehind.finetune.program import (
     Preempted,
@@ -19,6 +23,8 @@ from hf_lookbehind.finetune.program import (
     quiet_libraries,
     run_program,
 )
+from hf_lookbehind.scripts.__main__ import PROGRAMS as NAMES
+from hf_lookbehind.scripts.__main__ import module_name
 
 
 def program(folder, error, *, start):
@@ -149,3 +155,44 @@ def test_the_library_is_quiet_for_a_while():
         assert logging.get_verbosity() == logging.ERROR
         raise ValueError
     assert logging.get_verbosity() == before
+
+
+# ---- Ctrl-C before a program begins ----
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+PROGRAMS = [SCRIPTS / f"{module_name(name).rpartition('.')[2]}.py" for name in NAMES]
+
+
+@pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.stem)
+def test_a_program_can_be_interrupted_before_it_imports_anything_else(path):
+    first, then = [node for node in ast.parse(path.read_text()).body if not isinstance(node, ast.Expr)][:2]
+    assert ast.unparse(first) == "from hf_lookbehind.finetune import interrupt"
+    assert ast.unparse(then) == "if __name__ == '__main__':\n    interrupt.end_at_once()"
+
+
+def test_ctrl_c_while_libraries_are_imported_is_one_line():
+    """Nothing of them is imported before; what they catch, or do when an import fails, does not matter."""
+    code = (
+        "import os, signal, sys\n"
+        "from hf_lookbehind.scripts import __main__ as console\n"
+        "assert not {'torch', 'numpy'} & set(sys.modules), 'slow'\n"
+        "def import_module(name):\n"
+        "    try:\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "    except BaseException:\n"
+        "        pass\n"
+        "console.importlib.import_module = import_module\n"
+        "console.main(['clm'])\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (130, "interrupted: nothing had begun\n")
+
+
+def test_ctrl_c_is_an_exception_again_once_a_program_runs():
+    before = signal.getsignal(signal.SIGINT)
+    interrupt.end_at_once()
+    try:
+        assert run_program(lambda status: os.kill(os.getpid(), signal.SIGINT)) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)

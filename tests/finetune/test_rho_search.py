@@ -133,6 +133,19 @@ def test_no_number_of_a_search_is_one_that_json_does_not_have(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:the best settings lie on the edge")
+def test_a_radius_at_which_most_steps_were_skipped_never_wins(tmp_path):
+    task = make_task()
+    # untrained models are the best
+    scores = iter([1.0, 0.5])
+    object.__setattr__(task, "metrics", Metrics(lambda _: {"accuracy": next(scores)}, ["accuracy"]))
+    search, trained = searched(tmp_path, "--rho_search", "1e30", "0.01", task=task)
+    assert trained == [1e30, 0.01] and search.result.best["rho"] == 0.01
+    with pytest.raises(InputError, match="every training diverged, or skipped most of its steps"):
+        object.__setattr__(task, "metrics", Metrics(lambda _: {"accuracy": 1.0}, ["accuracy"]))
+        searched(tmp_path / "again", "--rho_search", "1e30", "1e29", task=task)
+
+
+@pytest.mark.filterwarnings("ignore:the best settings lie on the edge")
 def test_each_model_is_gone_before_the_next_is_made(tmp_path):
     task, made, alive = make_task(), [], []
 

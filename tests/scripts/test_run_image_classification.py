@@ -193,7 +193,7 @@ BAD_INPUT = {
         " ".join(flags): (lambda tmp, f=flags: [*DIGITS, *NEW_MODEL, *f], message)
         for flags, message in (
             (("--lr_scheduler_kwargs", "foo"), "--lr_scheduler_kwargs foo"),
-            (("--lr_scheduler_kwargs", '{"foo":1}'), "--lr_scheduler_kwargs {'foo': 1}"),
+            (("--lr_scheduler_kwargs", '{"foo":1}'), '--lr_scheduler_kwargs {"foo": 1}'),
             (("--lr_scheduler_type", "cosine_with_min_lr"), "--lr_scheduler_type cosine_with_min_lr"),
             (("--optim_args", "foo"), "--optim_args foo"),
             (("--optim", "galore_adamw"), "--optim galore_adamw"),
@@ -306,6 +306,9 @@ def test_a_damaged_image_found_only_in_training_ends_with_its_name(tmp_path, cap
     out = tmp_path / "out"
     flags = ["--train_dir", broken_folder(tmp_path / "data"), *NEW_MODEL, *QUICK, "--train_val_split", "0"]
     assert main([*flags, "--output_dir", str(out)]) == 2
+    assert not out.exists()  # it is in the first two batches
+    capsys.readouterr()
+    assert main([*flags, "--per_device_train_batch_size", "1", "--output_dir", str(out)]) == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("error: ") and "3.png" in last
     assert json.loads((out / "run_status.json").read_text())["exit_code"] == 2
