@@ -44,9 +44,10 @@ from transformers.utils import logging
 
 from hf_lookbehind import InputError
 from hf_lookbehind.finetune import card
-from hf_lookbehind.finetune.arguments import DataArguments
+from hf_lookbehind.finetune.arguments import DataArguments, FinetuningArguments
 from hf_lookbehind.finetune.data import quoted
 from hf_lookbehind.finetune.earlier import forget_model, output_folder
+from hf_lookbehind.finetune.fitting import check_weights
 from hf_lookbehind.finetune.flags import Arguments, FlagParser
 from hf_lookbehind.finetune.paths import check_no_input, check_nothing_to_resume
 from hf_lookbehind.finetune.program import (
@@ -69,6 +70,7 @@ from hf_lookbehind.lifelong.card import TITLE, matrix_table, stream_section
 from hf_lookbehind.lifelong.replay import METHODS
 from hf_lookbehind.lifelong.runner import (
     ABOUT,
+    END,
     MEMORY_NAME,
     OPTIMIZER_NAME,
     RESULT_NAME,
@@ -294,6 +296,15 @@ def _tokens(task: Task) -> dict[str, int] | None:
     return task.processing_class.get_vocab() if hasattr(task.processing_class, "get_vocab") else None
 
 
+def hardest(tasks: TaskSequence, training: FinetuningArguments) -> Any:
+    """The training data whose last batch is the smallest, or, where that is dropped, that with the fewest examples."""
+    batch = training.train_batch_size * training.world_size
+    sizes = {i: len(task.train) for i, task in enumerate(tasks)}
+    if not training.dataloader_drop_last:
+        sizes = {i: size % batch or batch for i, size in sizes.items()}
+    return tasks[min(sizes, key=lambda i: sizes[i])].train
+
+
 def choose_replay(args: Arguments) -> NoReplay:
     data = args.data
     seed = args.training.seed if data.memory_seed is None else data.memory_seed
@@ -361,9 +372,12 @@ class Program:
                 return task.make_trainer(model, own, args.lookbehind, **settings)
 
             # once, before anything is written: what the Trainer refuses is bad input
-            rehearse(task, args, checkpoint_under_way(root))
+            under_way = checkpoint_under_way(root)
+            rehearse(replace(task, datasets={**task.datasets, "train": hardest(tasks, training)}), args, under_way)
             with no_empty_folder(root):
                 trainer = make_trainer(str(root))
+                for end in root.glob(f"task-*/{END}"):
+                    check_weights(trainer.model, str(end))
                 hub = args.hub.checked(trainer) if args.hub is not None else None
             del trainer
         logging.set_verbosity(training.get_process_log_level())

@@ -7,8 +7,9 @@ import os
 import re
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -19,6 +20,9 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from ..config import InputError
 from .paths import check_model_folder, exists, looks_like_path
 from .program import one_line
+
+# What TrainingArguments raises of values that it does not accept.
+_REFUSALS = (ValueError, TypeError, OSError, ImportError, NotImplementedError)
 
 DTYPES = ("float32", "float64", "bfloat16")
 
@@ -211,12 +215,13 @@ class FinetuningArguments(TrainingArguments):
         if self.use_cpu and int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
             # the library forgets --ddp_timeout on the CPU
             dist.init_process_group("gloo", timeout=timedelta(seconds=self.ddp_timeout))
+        given = {f.name: getattr(self, f.name) for f in fields(TrainingArguments) if f.init}
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # of flags that a next major version will not have
                 super().__post_init__()
-        except (ValueError, TypeError, OSError, ImportError, NotImplementedError) as error:
-            raise InputError(f"training arguments: {one_line(error)}") from error
+        except _REFUSALS as error:
+            raise InputError(f"{_guilty(given)}: {one_line(error)}") from error
 
     def _check_numbers(self) -> None:
         if not self.do_train:
@@ -317,6 +322,20 @@ class SearchArguments:
         for rate in self.learning_rate_search or ():
             if not (math.isfinite(rate) and rate >= 0):
                 raise InputError(f"--learning_rate_search {rate} is not allowed: finite numbers, 0 or more")
+
+
+def _guilty(given: dict[str, Any]) -> str:
+    """The first of the Trainer's arguments that is not the default, and without which they are accepted."""
+    for f in fields(TrainingArguments):
+        if f.init and given[f.name] != f.default and f.default is not MISSING:
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    TrainingArguments(**given | {f.name: f.default})
+            except _REFUSALS:
+                continue
+            return f"--{f.name} {getattr(given[f.name], 'value', given[f.name])} cannot be used"
+    return "training arguments"
 
 
 def is_reserved(name: str) -> bool:

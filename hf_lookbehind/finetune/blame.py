@@ -13,6 +13,9 @@ from .program import one_line
 # Tries a training with other arguments, from a checkpoint or from the start; gives what it ends with, or None.
 Attempt = Callable[[FinetuningArguments, str | None], Exception | None]
 
+# Flags that are given, and the defaults of all that they bear on.
+_Family = tuple[list[str], dict[str, Any]]
+
 # What means one thing together: flags, and what they are made into.
 _FAMILIES = (
     ("bf16", "fp16", "mixed_precision"),
@@ -61,31 +64,49 @@ def find_flags(
     """
     if isinstance(error, InputError) and not isinstance(error, UnexplainedError):
         return error
-    given = _given(training, {word.partition("=")[0] for word in words})
-    resumed = f"--resume_from_checkpoint {checkpoint!r}"
+    given = _given(training, {word.partition("=")[0].replace("-", "_") for word in words})
     if training.world_size > 1:
         # it may be the error of one process alone: in another attempt the others would wait for it
-        suspects = [resumed] * (checkpoint is not None) + [said(training, names) for names, _ in given]
-        return _refusal(" or ".join(suspects), error) if suspects else error
-    if checkpoint is not None and attempt(training, None) is None:
-        return _refusal(resumed, error)
-    if not training.dataloader_drop_last and attempt(_with(training, dataloader_drop_last=True), checkpoint) is None:
+        suspects = [_resumed(checkpoint)] * (checkpoint is not None) + [said(training, names) for names, _ in given]
+        guilty = " or ".join(suspects)
+    elif checkpoint is not None and attempt(training, None) is None:
+        guilty = _resumed(checkpoint)
+    elif _is_of_last_batch(error, training, checkpoint, attempt):
         size = said(training, ["per_device_train_batch_size"])
-        return _refusal(f"the last batch of an epoch, with {size} and without --dataloader_drop_last,", error)
+        guilty = f"the last batch of an epoch, with {size} and without --dataloader_drop_last,"
+    else:
+        guilty = _cured_without(given, training, checkpoint, attempt)
+    kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+    return InputError(f"{guilty} cannot be used: {kind}{one_line(error)}") if guilty else error
 
-    def cures(families: Sequence[tuple[list[str], dict[str, Any]]]) -> bool:
+
+def _resumed(checkpoint: str | None) -> str:
+    return f"--resume_from_checkpoint {checkpoint!r}"
+
+
+def _is_of_last_batch(
+    error: Exception, training: FinetuningArguments, checkpoint: str | None, attempt: Attempt
+) -> bool:
+    if training.dataloader_drop_last or isinstance(error, UnexplainedError):
+        return False
+    without = attempt(_with(training, dataloader_drop_last=True), checkpoint)
+    # the training goes; the evaluation may have become one of no batch
+    return without is None or isinstance(without, UnexplainedError)
+
+
+def _cured_without(
+    given: list[_Family], training: FinetuningArguments, checkpoint: str | None, attempt: Attempt
+) -> str:
+    """The flags without which it goes; nothing if there are none."""
+
+    def goes(families: list[_Family]) -> bool:
         changes = {name: value for _, defaults in families for name, value in defaults.items()}
         return attempt(_with(training, **changes), checkpoint) is None
 
-    if not given or not cures(given):
-        return error
-    guilty = [name for names, _ in _narrowed(given, cures) for name in names]
-    return _refusal(said(training, list(dict.fromkeys(guilty))), error)
-
-
-def _refusal(flags: str, error: Exception) -> InputError:
-    kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
-    return InputError(f"{flags} cannot be used: {kind}{one_line(error)}")
+    if not given or not goes(given):
+        return ""
+    names = [name for names, _ in _narrowed(given, goes) for name in names]
+    return said(training, list(dict.fromkeys(names)))
 
 
 def _with(training: FinetuningArguments, **changes: Any) -> FinetuningArguments:
@@ -94,14 +115,14 @@ def _with(training: FinetuningArguments, **changes: Any) -> FinetuningArguments:
     return changed
 
 
-def _given(training: FinetuningArguments, flags: Collection[str]) -> list[tuple[list[str], dict[str, Any]]]:
+def _given(training: FinetuningArguments, flags: Collection[str]) -> list[_Family]:
     """Of each family that flags have changed: these flags, and the defaults of all of it."""
     default = type(training)(output_dir=training.output_dir)
     names = [f.name for f in fields(training) if f.name not in WITHOUT_EFFECT_ON_A_TRIAL]
     alone = [(name,) for name in names if not any(name in family for family in _FAMILIES)]
     found = []
     for family in (*_FAMILIES, *alone):
-        typed = [name for name in family if {f"--{name}", f"--no_{name}"} & set(flags)]
+        typed = [name for name in family if {f"__{name}", f"__no_{name}"} & set(flags)]
         defaults = {name: getattr(default, name) for name in family}
         if typed and any(getattr(training, name) != value for name, value in defaults.items()):
             found.append((typed, defaults))

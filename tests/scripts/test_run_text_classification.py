@@ -494,7 +494,7 @@ def test_a_resumed_run_does_not_search_again(tmp_path, monkeypatch):
 
 
 def test_a_search_never_holds_two_models(tmp_path, monkeypatch):
-    """The one that tells what is refused, two of the search, the final one: each is gone before the next is made."""
+    """The rehearsal's, one that is probed, two of the search, the final one: each is gone before the next is made."""
     made, alive = [], []
 
     def make_model(self, *args, original=Task.make_model):
@@ -512,7 +512,7 @@ def test_a_search_never_holds_two_models(tmp_path, monkeypatch):
             assert main([*flags, *search, "--output_dir", str(tmp_path / "out")]) == 0
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert alive == [0, 0, 0, 0]
+    assert alive == [0, 0, 0, 0, 0]
 
 
 def test_diverged_trainings_lose_the_search(tmp_path, monkeypatch):
