@@ -56,7 +56,8 @@ WITHOUT_EFFECT_ON_A_TRIAL = frozenset(
     "seed logging_strategy logging_steps logging_first_step log_level log_level_replica log_on_each_node "
     "save_strategy save_steps save_total_limit save_only_model save_on_each_node enable_jit_checkpoint "
     "eval_strategy eval_steps eval_delay eval_on_start load_best_model_at_end metric_for_best_model "
-    "greater_is_better early_stopping_patience early_stopping_threshold ignore_data_skip".split()
+    "greater_is_better early_stopping_patience early_stopping_threshold ignore_data_skip max_steps "
+    "num_train_epochs".split()
 )
 
 

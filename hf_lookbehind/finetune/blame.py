@@ -42,7 +42,7 @@ def said(training: Any, names: Sequence[str]) -> str:
 
 def _typed(value: Any) -> str:
     if isinstance(value, list):
-        return " ".join(map(str, value))
+        return " ".join(map(_typed, value))
     return json.dumps(value) if isinstance(value, dict) else str(getattr(value, "value", value))
 
 
@@ -122,6 +122,7 @@ def _given(training: FinetuningArguments, flags: Collection[str]) -> list[_Famil
     alone = [(name,) for name in names if not any(name in family for family in _FAMILIES)]
     found = []
     for family in (*_FAMILIES, *alone):
+        # as in flags, in which a dash is a line
         typed = [name for name in family if {f"__{name}", f"__no_{name}"} & set(flags)]
         defaults = {name: getattr(default, name) for name in family}
         if typed and any(getattr(training, name) != value for name, value in defaults.items()):

@@ -249,7 +249,7 @@ def test_values_in_a_file_are_what_is_written_there(parser, tmp_path):
     path.write_text(
         "run_name: no\nlength_column_name: 1.10\ndataset_config_name: 010\nlearning_rate: 1e-4\nrho: &rho 1e-2\n"
         "weight_decay: *rho\nmetric: [on, 2020-01-01]\nuse_cpu: on\ndata_seed: null\nresume_from_checkpoint: off\n"
-        "lr_scheduler_kwargs: {min_lr: 1e-5, deep: {on: yes}}\n"
+        "lr_scheduler_kwargs: {min_lr: 1e-5, deep: {flag: yes}}\n"
     )
     args = parser.parse([str(path), "--output_dir", str(tmp_path / "out")])
     training = args.training
@@ -257,7 +257,7 @@ def test_values_in_a_file_are_what_is_written_there(parser, tmp_path):
     assert (args.data.dataset_config_name, training.metric) == ("010", ["on", "2020-01-01"])
     assert (training.learning_rate, args.lookbehind.rho, training.weight_decay) == (1e-4, 1e-2, 1e-2)
     assert training.use_cpu and training.data_seed is None and resume_from(training.resume_from_checkpoint) is None
-    assert training.lr_scheduler_kwargs == {"min_lr": 1e-5, "deep": {"True": True}}
+    assert training.lr_scheduler_kwargs == {"min_lr": 1e-5, "deep": {"flag": True}}
 
 
 @pytest.mark.parametrize(

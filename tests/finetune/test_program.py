@@ -174,6 +174,7 @@ def test_ctrl_c_while_libraries_are_imported_is_one_line():
     """Nothing of them is imported before; what they catch, or do when an import fails, does not matter."""
     code = (
         "import os, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a job in the background ignores it
         "from hf_lookbehind.scripts import __main__ as console\n"
         "assert not {'torch', 'numpy'} & set(sys.modules), 'slow'\n"
         "def import_module(name):\n"
@@ -190,7 +191,7 @@ def test_ctrl_c_while_libraries_are_imported_is_one_line():
 
 
 def test_ctrl_c_is_an_exception_again_once_a_program_runs():
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     interrupt.end_at_once()
     try:
         assert run_program(lambda status: os.kill(os.getpid(), signal.SIGINT)) == 130
