@@ -44,7 +44,7 @@ from transformers.utils import logging
 
 from hf_lookbehind import InputError
 from hf_lookbehind.finetune import card
-from hf_lookbehind.finetune.arguments import DataArguments, FinetuningArguments
+from hf_lookbehind.finetune.arguments import DataArguments
 from hf_lookbehind.finetune.data import quoted
 from hf_lookbehind.finetune.earlier import forget_model, output_folder
 from hf_lookbehind.finetune.fitting import check_weights
@@ -59,7 +59,7 @@ from hf_lookbehind.finetune.program import (
     reported,
     run_program,
 )
-from hf_lookbehind.finetune.rehearsal import rehearse
+from hf_lookbehind.finetune.rehearsal import hardest, rehearse
 from hf_lookbehind.finetune.settings import settings_of
 from hf_lookbehind.finetune.sharing import push_at_the_end
 from hf_lookbehind.finetune.task import Task
@@ -233,10 +233,6 @@ def _class_number(name: str, classes: Sequence[str]) -> int:
     return list(classes).index(name)
 
 
-def _listed(classes: Sequence[str]) -> str:
-    return ", ".join(map(repr, classes)) or "none"
-
-
 def _rated_parts(task: Task) -> dict[str, Any]:
     """The test data is that of the test split, beside the validation split; where there is none, the latter."""
     if "test" in task.datasets:
@@ -294,15 +290,6 @@ def sequence_of_domains(domains: Mapping[str, Task]) -> TaskSequence:
 
 def _tokens(task: Task) -> dict[str, int] | None:
     return task.processing_class.get_vocab() if hasattr(task.processing_class, "get_vocab") else None
-
-
-def hardest(tasks: TaskSequence, training: FinetuningArguments) -> Any:
-    """The training data whose last batch is the smallest, or, where that is dropped, that with the fewest examples."""
-    batch = training.train_batch_size * training.world_size
-    sizes = {i: len(task.train) for i, task in enumerate(tasks)}
-    if not training.dataloader_drop_last:
-        sizes = {i: size % batch or batch for i, size in sizes.items()}
-    return tasks[min(sizes, key=lambda i: sizes[i])].train
 
 
 def choose_replay(args: Arguments) -> NoReplay:
@@ -372,8 +359,7 @@ class Program:
                 return task.make_trainer(model, own, args.lookbehind, **settings)
 
             # once, before anything is written: what the Trainer refuses is bad input
-            under_way = checkpoint_under_way(root)
-            rehearse(replace(task, datasets={**task.datasets, "train": hardest(tasks, training)}), args, under_way)
+            rehearse(hardest(task, [part.train for part in tasks], training), args, checkpoint_under_way(root))
             with no_empty_folder(root):
                 trainer = make_trainer(str(root))
                 for end in root.glob(f"task-*/{END}"):

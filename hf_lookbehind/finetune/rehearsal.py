@@ -130,6 +130,13 @@ def _batches(trainer: Any) -> Any:
     return loader
 
 
+def hardest(task: Task, parts: Sequence[Any], training: FinetuningArguments) -> Task:
+    """The task on the part with the smallest last batch, or, where that is left out, with the fewest examples."""
+    batch = training.train_batch_size * training.world_size
+    sizes = [len(part) if training.dataloader_drop_last else len(part) % batch or batch for part in parts]
+    return replace(task, datasets={**task.datasets, "train": parts[sizes.index(min(sizes))]})
+
+
 def few(data: Any, batch: int, *, with_last: bool) -> Any:
     """The first examples, of two batches: two full ones, or one and one of the size that the last of all data has."""
     last = len(data) % batch if with_last else 0
