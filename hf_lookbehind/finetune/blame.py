@@ -71,11 +71,11 @@ def find_flags(
         guilty = " or ".join(suspects)
     elif checkpoint is not None and attempt(training, None) is None:
         guilty = _resumed(checkpoint)
-    elif _is_of_last_batch(error, training, checkpoint, attempt):
-        size = said(training, ["per_device_train_batch_size"])
-        guilty = f"the last batch of an epoch, with {size} and without --dataloader_drop_last,"
     else:
         guilty = _cured_without(given, training, checkpoint, attempt)
+        if not guilty and _is_of_last_batch(error, training, checkpoint, attempt):
+            size = said(training, ["per_device_train_batch_size"])
+            guilty = f"the last batch of an epoch, with {size} and without --dataloader_drop_last,"
     kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
     return InputError(f"{guilty} cannot be used: {kind}{one_line(error)}") if guilty else error
 
