@@ -2,6 +2,7 @@
 
 import copy
 import json
+import traceback
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import fields
 from typing import Any
@@ -87,7 +88,8 @@ def _resumed(checkpoint: str | None) -> str:
 def _is_of_last_batch(
     error: Exception, training: FinetuningArguments, checkpoint: str | None, attempt: Attempt
 ) -> bool:
-    if training.dataloader_drop_last or isinstance(error, UnexplainedError):
+    in_evaluation = any(frame.name == "evaluate" for frame in traceback.extract_tb(error.__traceback__))
+    if training.dataloader_drop_last or isinstance(error, UnexplainedError) or in_evaluation:
         return False
     without = attempt(_with(training, dataloader_drop_last=True), checkpoint)
     # the training goes; the evaluation may have become one of no batch

@@ -93,10 +93,13 @@ def test_a_last_batch_that_the_model_cannot_take_is_told_if_it_comes(tmp_path):
     rehearse(task, parse(tmp_path, "--dataloader_drop_last", "--per_device_eval_batch_size", "5"))
 
 
-def test_labels_that_predictions_are_reduced_by_are_no_matter_of_the_last_batch(tmp_path):
+def test_an_evaluation_that_fails_is_no_matter_of_the_last_batch(tmp_path):
     task = make_task(examples=9)
-    object.__setattr__(task, "metrics", Metrics(METRICS.compute, METRICS.keys, lambda logits, labels: len(labels)))
-    assert refusal(task, parse(tmp_path, "--label_names", "foo")).startswith("--label_names foo cannot be used: TypeE")
+    object.__setattr__(
+        task, "metrics", Metrics(METRICS.compute, METRICS.keys, lambda logits, labels: logits + labels.x)
+    )
+    with pytest.raises(AttributeError):
+        rehearse(task, parse(tmp_path))
 
 
 @pytest.mark.parametrize("count, with_last, sizes", [(16, True, [7, 2]), (16, False, [7, 7]), (14, True, [7, 7])])
