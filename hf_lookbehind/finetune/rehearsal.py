@@ -92,11 +92,13 @@ def _try(task: Task, args: Arguments, checkpoint: str | None) -> None:
 
 def _train_and_evaluate(task: Task, args: Arguments, checkpoint: str | None, folder: str) -> None:
     """The rehearsal itself; its Trainer, which may write into the folder, lives as long as this function."""
+    # first the model: a program may write into the arguments how it generates
+    model = task.make_model(args.training.seed, args.model)
     training = args.training.of_a_trial(folder)
     training.gradient_accumulation_steps = min(training.gradient_accumulation_steps, 2)
     training.log_level = training.log_level_replica = "error"
     training.ignore_data_skip = True
-    trainer = task.make_trainer(task.make_model(training.seed, args.model), training, args.lookbehind)
+    trainer = task.make_trainer(model, training, args.lookbehind)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_OneEpoch)
     # as it will be: the schedule, and whether an epoch comes to its end
