@@ -45,14 +45,13 @@ from transformers.utils import logging
 from hf_lookbehind import InputError
 from hf_lookbehind.finetune import card
 from hf_lookbehind.finetune.arguments import DataArguments
-from hf_lookbehind.finetune.data import quoted
 from hf_lookbehind.finetune.earlier import forget_model, output_folder
-from hf_lookbehind.finetune.fitting import check_weights
 from hf_lookbehind.finetune.flags import Arguments, FlagParser
 from hf_lookbehind.finetune.paths import check_no_input, check_nothing_to_resume
 from hf_lookbehind.finetune.program import (
     Preempted,
     RunStatus,
+    from_main_process,
     is_main_process,
     no_empty_folder,
     quiet_libraries,
@@ -62,10 +61,11 @@ from hf_lookbehind.finetune.program import (
 from hf_lookbehind.finetune.rehearsal import hardest, rehearse
 from hf_lookbehind.finetune.settings import settings_of
 from hf_lookbehind.finetune.sharing import push_at_the_end
+from hf_lookbehind.finetune.streams import sequence_of_domains, split_by_classes
 from hf_lookbehind.finetune.task import Task
 from hf_lookbehind.finetune.training import check_rating_flags, show_metrics
 from hf_lookbehind.hub.model_card import save as save_card
-from hf_lookbehind.lifelong import NoReplay, SequenceResult, TaskSequence, make_replay, train_sequence
+from hf_lookbehind.lifelong import NoReplay, SequenceResult, make_replay, train_sequence
 from hf_lookbehind.lifelong.card import TITLE, matrix_table, stream_section
 from hf_lookbehind.lifelong.replay import METHODS
 from hf_lookbehind.lifelong.runner import (
@@ -84,6 +84,7 @@ from hf_lookbehind.report import plot_forgetting
 from hf_lookbehind.scripts import run_image_classification
 from hf_lookbehind.scripts.run_image_classification import ImageDataArguments, ImageModelArguments
 from hf_lookbehind.trainer.card import memory_in_words
+from hf_lookbehind.trainer.weights import refuse_other_model
 
 PLOT_NAME, MATRIX_NAME = "forgetting.png", "accuracy_matrix.json"
 CLASSES_PER_TASK = 2
@@ -213,35 +214,6 @@ def check_training_flags(args: Arguments) -> None:
         raise InputError("--label_smoothing_factor is not supported with masked classes: --scenario domain has none")
 
 
-def split_by_classes(args: StreamArguments, task: Task) -> TaskSequence:
-    """A stream of the classes of one dataset."""
-    if not task.classes:
-        raise InputError("a stream needs data of one label per example")
-    splits = None
-    if args.splits is not None:
-        splits = [[_class_number(name.strip(), task.classes) for name in split.split(",")] for split in args.splits]
-    parts = _rated_parts(task)
-    per_task = CLASSES_PER_TASK if args.classes_per_task is None else args.classes_per_task
-    return TaskSequence.by_classes(
-        **parts, classes_per_task=per_task, splits=splits, scenario=args.scenario, class_names=task.classes
-    )
-
-
-def _class_number(name: str, classes: Sequence[str]) -> int:
-    if name not in classes:
-        raise InputError(f"--splits: there is no class {name!r}: the classes are {quoted(classes)}")
-    return list(classes).index(name)
-
-
-def _rated_parts(task: Task) -> dict[str, Any]:
-    """The test data is that of the test split, beside the validation split; where there is none, the latter."""
-    if "test" in task.datasets:
-        return dict(task.datasets)
-    if "validation" not in task.datasets:
-        raise InputError("a stream needs data to be rated on: --test_split, or --train_val_split above 0")
-    return {"train": task.datasets["train"], "test": task.datasets["validation"]}
-
-
 def further_domains(parser: FlagParser, argv: Sequence[str], args: Arguments) -> dict[str, Arguments]:
     """The arguments of every domain, by its name: the values of the flags in which domains differ."""
     known = {f.name for f in fields(args.data)} - {f.name for f in fields(StreamArguments)}
@@ -266,30 +238,6 @@ def further_domains(parser: FlagParser, argv: Sequence[str], args: Arguments) ->
 
 def _said(value: Any) -> str:
     return "+".join(Path(str(each)).name for each in (value if isinstance(value, list) else [value]))
-
-
-def sequence_of_domains(domains: Mapping[str, Task]) -> TaskSequence:
-    """A stream of datasets that share classes and tokens."""
-    for name, task in domains.items():
-        if not task.classes:
-            raise InputError(f"a stream needs data of one label per example: that of {name!r} has other labels")
-    (first_name, first), *others = domains.items()
-    for name, task in others:
-        if list(task.classes) != list(first.classes):
-            raise InputError(
-                f"--next_domains: {name!r} has the classes {quoted(task.classes)}, {first_name!r} has "
-                f"{quoted(first.classes)}: domains share their classes"
-            )
-        if _tokens(task) != _tokens(first):
-            raise InputError(
-                f"--next_domains: {name!r} has other tokens than {first_name!r}: give --model_name_or_path or "
-                "--tokenizer_name, as a tokenizer of its own would be made for each"
-            )
-    return TaskSequence.by_domain({name: _rated_parts(task) for name, task in domains.items()})
-
-
-def _tokens(task: Task) -> dict[str, int] | None:
-    return task.processing_class.get_vocab() if hasattr(task.processing_class, "get_vocab") else None
 
 
 def choose_replay(args: Arguments) -> NoReplay:
@@ -342,7 +290,9 @@ class Program:
                 task, tasks = next(iter(tasks_of_domains.values())), sequence_of_domains(tasks_of_domains)
             else:
                 task = self.modality.prepare(args)
-                tasks = split_by_classes(args.data, task)
+                given = args.data.classes_per_task
+                per_task = CLASSES_PER_TASK if given is None else given
+                tasks = split_by_classes(task, per_task, args.data.splits, args.data.scenario)
             about = {"settings": settings_of(args), "command": card.command_of(args, self.modality.data)}
             options = {"keep_optimizer": args.data.keep_optimizer, "resume": folder.goes_on, "about": about}
             try:
@@ -363,7 +313,7 @@ class Program:
             with no_empty_folder(root):
                 trainer = make_trainer(str(root))
                 for end in root.glob(f"task-*/{END}"):
-                    check_weights(trainer.model, str(end))
+                    refuse_other_model(trainer.model, end, exactly=True)
                 hub = args.hub.checked(trainer) if args.hub is not None else None
             del trainer
         logging.set_verbosity(training.get_process_log_level())

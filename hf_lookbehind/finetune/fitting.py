@@ -1,85 +1,22 @@
-"""Whether a checkpoint is of the training that goes on from it. The library loads what fits, and warns at most."""
+"""Whether a checkpoint's optimizer and schedule are those of the training that goes on from it."""
 
-import json
 import warnings
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Set
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from transformers import PreTrainedModel
-from transformers.core_model_loading import revert_weight_conversion
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
-from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from ..config import InputError, LookbehindWarning
 
 # Of its state, beside that of the optimizer inside.
 _LOOKAHEAD = "lookahead_state"
 
-Shapes = Mapping[str, tuple[int, ...]]
-
-
-def check_weights(model: Any, checkpoint: str) -> None:
-    """Refuse a checkpoint whose weights have other names or shapes than those that the model would save.
-
-    Args:
-        model: of the training, with adapters or without.
-        checkpoint: folder. One without weights in safetensors is not looked at.
-
-    Raises:
-        InputError: names weights.
-    """
-    has_adapters = hasattr(model, "peft_config")
-    if has_adapters != (Path(checkpoint) / ADAPTER_SAFE_WEIGHTS_NAME).is_file():
-        held, trained = ("all weights", "adapters alone") if has_adapters else ("adapters alone", "all weights")
-        raise _refusal(checkpoint, f"holds {held}, and this training trains {trained}")
-    saved = _saved_shapes(Path(checkpoint))
-    problems = [_difference(saved, shapes) for shapes in (_adapters(model) if has_adapters else _as_saved(model))]
-    if saved and all(problems):
-        raise _refusal(checkpoint, f"is of another model: {problems[0]}")
-
 
 def _refusal(checkpoint: str, problem: str) -> InputError:
     return InputError(f"--resume_from_checkpoint: {checkpoint!r} {problem}")
-
-
-def _saved_shapes(checkpoint: Path) -> dict[str, tuple[int, ...]]:
-    index = checkpoint / SAFE_WEIGHTS_INDEX_NAME
-    files = {name for name in (SAFE_WEIGHTS_NAME, ADAPTER_SAFE_WEIGHTS_NAME) if (checkpoint / name).is_file()}
-    if index.is_file():
-        files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    shapes = {}
-    for name in files:
-        with safe_open(checkpoint / name, framework="pt") as file:
-            shapes |= {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}
-    return shapes
-
-
-def _adapters(model: Any) -> Iterator[Shapes]:
-    from peft import get_peft_model_state_dict
-
-    yield {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(model).items()}
-
-
-def _as_saved(model: torch.nn.Module) -> Iterator[Shapes]:
-    """Under the names of the Hub, if the library saves by these, and under the model's own; tied weights once."""
-    tied = getattr(model, "all_tied_weights_keys", None) or {}
-    weights = {name: tensor.to("meta") for name, tensor in model.state_dict().items() if name not in tied}
-    named = [revert_weight_conversion(model, dict(weights))] if isinstance(model, PreTrainedModel) else []
-    for state in (*named, weights):
-        yield {name: tuple(tensor.shape) for name, tensor in state.items()}
-
-
-def _difference(saved: Shapes, expected: Shapes) -> str:
-    """Of what is there, and what should be; nothing if there is none."""
-    for found, names in (("lacks", expected.keys() - saved.keys()), ("has also", saved.keys() - expected.keys())):
-        if names:
-            return f"it {found} {_some(sorted(names))}"
-    other = [name for name in sorted(saved) if saved[name] != expected[name]]
-    return f"its {other[0]} has the shape {saved[other[0]]}, not {expected[other[0]]}" if other else ""
 
 
 def _some(names: list[str]) -> str:

@@ -17,9 +17,10 @@ from transformers import PrinterCallback, TrainerCallback
 from transformers.integrations import get_reporting_integration_callbacks
 
 from ..config import InputError
+from ..trainer.weights import refuse_other_model
 from .arguments import FinetuningArguments
 from .blame import UnexplainedError, find_flags, said
-from .fitting import check_optimizer, check_weights, warn_of_other_processes
+from .fitting import check_optimizer, warn_of_other_processes
 from .flags import Arguments
 from .program import is_main_process, one_line
 from .task import Task
@@ -107,7 +108,7 @@ def _train_and_evaluate(task: Task, args: Arguments, checkpoint: str | None, fol
     batch = trainer._train_batch_size * training.world_size
     trainer.train_dataset = few(trainer.train_dataset, batch, with_last=has_end)
     if checkpoint is not None:
-        check_weights(trainer.model, checkpoint)
+        refuse_other_model(trainer.model, checkpoint)
         check_optimizer(trainer, checkpoint)
     trainer.train(resume_from_checkpoint=checkpoint)
     for name in ("validation", "test"):

@@ -14,7 +14,6 @@ from transformers.utils import logging
 
 from ..config import InputError
 from ..report import format_table, plot_training
-from ..trainer.weights import refuse_other_model
 from . import card
 from .arguments import FinetuningArguments
 from .earlier import forget_model, output_folder
@@ -114,8 +113,6 @@ class Program:
                 probed.enable_jit_checkpoint = False
             with no_empty_folder(folder.path):
                 trainer = task.make_trainer(task.make_model(training.seed, args.model), probed, args.lookbehind)
-                if checkpoint is not None:
-                    from_main_process(lambda: refuse_other_model(trainer.model, checkpoint))
                 hub = args.hub.checked(trainer) if args.hub is not None else None
             if search is not None:
                 if search.result is None:

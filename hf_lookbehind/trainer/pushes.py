@@ -15,7 +15,7 @@ from transformers.utils import logging
 from ..config import InputError
 from ..hub import NotPushedError, check_write_access, files_to_push
 from ..hub.push import CHECK_DEADLINE, Push, check_repo_id, start_push
-from .pushable import refuse_other_model, refuse_unpushable
+from .pushable import refuse_other_form, refuse_unpushable
 
 logger = logging.get_logger(__name__)
 
@@ -52,7 +52,7 @@ def init_repository(trainer: Any, token: str | None, private: bool | None) -> No
     """In the place of `Trainer.init_hf_repo`, with the Trainer's own arguments. All processes call it."""
     args = trainer.args
     refuse_unpushable(trainer, "push_to_hub=True")
-    refuse_other_model(trainer, "push_to_hub=True")
+    refuse_other_form(trainer, "push_to_hub=True")
     repo_id = args.hub_model_id or Path(args.output_dir).absolute().name
     try:
         trainer.hub_model_id = checked_repository(

@@ -67,10 +67,14 @@ def load_weights(model: nn.Module, checkpoint: str | Path) -> _IncompatibleKeys 
     return _IncompatibleKeys(missing(module, own, found), sorted(found.keys() - own.keys()))
 
 
-def refuse_other_model(model: nn.Module, checkpoint: str | Path) -> None:
+def refuse_other_model(model: nn.Module, checkpoint: str | Path, *, exactly: bool = False) -> None:
     """Refuse a checkpoint whose weights are not those of the model: a training cannot go on from it.
 
-    A checkpoint without the optimizer's state may lack weights, or have some that are not needed, as in the Trainer.
+    Args:
+        model: of the training.
+        checkpoint: its folder.
+        exactly: whether one without the optimizer's state, too, must have all weights and no others; in the Trainer
+            it need not.
 
     Raises:
         InputError: names the checkpoint, and what differs.
@@ -85,7 +89,7 @@ def refuse_other_model(model: nn.Module, checkpoint: str | Path) -> None:
     own = _adapter_weights(module) if _has_adapters(module) else _own(module)
     found = saved if _has_adapters(module) else under_own_names(module, saved)
     check_sizes(own, found, checkpoint)
-    if (folder / OPTIMIZER_NAME).is_file():
+    if exactly or (folder / OPTIMIZER_NAME).is_file():
         lacking = [name for name in missing(module, own, found) if own[name].requires_grad]
         left_over = [name for name in found if name not in own and not _is_ignored(module, name)]
         for names, which in ((lacking, "it"), (left_over, "this one")):
