@@ -64,6 +64,7 @@ from hf_lookbehind.finetune.sharing import push_at_the_end
 from hf_lookbehind.finetune.streams import sequence_of_domains, split_by_classes
 from hf_lookbehind.finetune.task import Task
 from hf_lookbehind.finetune.training import check_rating_flags, show_metrics
+from hf_lookbehind.hub.flatness import json_values
 from hf_lookbehind.hub.model_card import save as save_card
 from hf_lookbehind.lifelong import NoReplay, SequenceResult, make_replay, train_sequence
 from hf_lookbehind.lifelong.card import TITLE, matrix_table, stream_section
@@ -353,7 +354,7 @@ def save(root: Path, found: SequenceResult, metrics: Mapping[str, Any]) -> None:
     shutil.copytree(found.final, root, ignore=of_the_stream, dirs_exist_ok=True)
     matrix = {"tasks": found.tasks, "matrix": found.matrix, "baseline": found.baseline}
     for name, content in (("all_results.json", metrics), (MATRIX_NAME, matrix)):
-        (root / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        (root / name).write_text(json.dumps(json_values(content), indent=2) + "\n", encoding="utf-8")
     plot_forgetting(found.matrix, found.tasks, root / PLOT_NAME)
 
 

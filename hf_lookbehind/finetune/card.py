@@ -65,8 +65,8 @@ def gather(
         results=results,
         figures={path: text for path, text in FIGURES.items() if (folder / path).is_file()},
         command=commands(record.parts) or command_of(args, program),
-        cost=data.cost | cost(record),
-        hyperparameters=data.hyperparameters | length_of(trainer, data.hyperparameters["length"]),
+        cost={**data.cost, **cost(record)},
+        hyperparameters={**data.hyperparameters, **length_of(trainer, data.hyperparameters["length"])},
         sections=parts_section(record.parts),
     )
 

@@ -78,7 +78,7 @@ def load_splits(
         if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
             data = load_saved(os.fspath(folder))
             if isinstance(data, DatasetDict):
-                data = DatasetDict({split: _as_it_is(part, folder / split) for split, part in data.items()})
+                data = DatasetDict({split: _as_it_is(part, folder / str(split)) for split, part in data.items()})
             else:
                 data = _as_it_is(data, folder)
         else:

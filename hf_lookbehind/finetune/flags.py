@@ -30,7 +30,10 @@ _RENAMED = {
     "warmup_ratio": "--warmup_steps, below 1 a fraction of all steps",
 }
 # What YAML takes for truth values, and what it means to flags that are none and have no list of choices.
-_TRUTH = dict.fromkeys(("yes", "on", "true", "y"), "yes") | dict.fromkeys(("no", "off", "false", "n"), "no")
+_TRUTH: dict[str, str] = {
+    **dict.fromkeys(("yes", "on", "true", "y"), "yes"),
+    **dict.fromkeys(("no", "off", "false", "n"), "no"),
+}
 _WORDS = {"report_to": {"no": "none"}, "resume_from_checkpoint": {"yes": "true", "no": "false"}}
 
 

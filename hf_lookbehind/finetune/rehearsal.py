@@ -108,7 +108,10 @@ def _train_and_evaluate(task: Task, args: Arguments, checkpoint: str | None, fol
     batch = trainer._train_batch_size * training.world_size
     trainer.train_dataset = few(trainer.train_dataset, batch, with_last=has_end)
     if checkpoint is not None:
-        refuse_other_model(trainer.model, checkpoint)
+        try:
+            refuse_other_model(trainer.model, checkpoint)
+        except InputError as error:
+            raise InputError(f"--resume_from_checkpoint: {error}") from error
         check_optimizer(trainer, checkpoint)
     trainer.train(resume_from_checkpoint=checkpoint)
     for name in ("validation", "test"):

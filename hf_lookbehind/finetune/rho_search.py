@@ -135,7 +135,7 @@ class RhoSearch:
             return math.nan
         value = found[f"eval_{self.metric}"]
         # a model that has hardly been trained is no result of its radius
-        if trainer._skipped_iterations > trainer.state.global_step / 2:
+        if trainer.skipped_iterations > trainer.state.global_step / 2:
             return math.nan
         return self.sign * value if math.isfinite(found["eval_loss"]) and math.isfinite(value) else math.nan
 

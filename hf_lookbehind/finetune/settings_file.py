@@ -69,7 +69,9 @@ def _of_yaml(text: str) -> dict[str, Any]:
         root = loader.get_single_node()
         if root is None:
             return {}
-        _check_kind(loader.construct_document(root), isinstance(root, yaml.MappingNode))
+        is_mapping = isinstance(root, yaml.MappingNode)
+        _check_kind(loader.construct_document(root), is_mapping)
+        assert is_mapping
         _once([(key.value, None) for key, _ in root.value])
         loader.flatten_mapping(root)
         return {key.value: _value(loader, node) for key, node in root.value}

@@ -23,7 +23,9 @@ def split_by_classes(task: Task, classes_per_task: int, splits: Sequence[str] | 
     """
     if not task.classes:
         raise InputError("a stream needs data of one label per example")
-    chosen = splits and [[_class_number(name.strip(), task.classes) for name in split.split(",")] for split in splits]
+    chosen = None
+    if splits is not None:
+        chosen = [[_class_number(name.strip(), task.classes) for name in split.split(",")] for split in splits]
     return TaskSequence.by_classes(
         **_rated_parts(task),
         classes_per_task=classes_per_task,

@@ -13,6 +13,7 @@ from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import logging
 
 from ..config import InputError
+from ..hub.flatness import json_values
 from ..report import format_table, plot_training
 from . import card
 from .arguments import FinetuningArguments
@@ -143,7 +144,7 @@ class Program:
             plot_training(trainer.state.log_history, folder.path / PLOT_NAME)
         if search is not None:
             results |= search.results
-            trainer.save_metrics("search", search.results)
+            trainer.save_metrics("search", json_values(search.results))
         results |= _rate(trainer, task.datasets)
         if is_main_process():
             card.write(replace(args, hub=hub), self.prepare, trainer, results)
@@ -190,11 +191,11 @@ def _rate(trainer: Any, datasets: Mapping[str, Any]) -> dict[str, Any]:
     results = {}
     if "validation" in datasets:
         found = trainer.evaluate() | {"eval_samples": len(datasets["validation"])}
-        trainer.save_metrics("eval", found)
+        trainer.save_metrics("eval", json_values(found))
         results |= found
     if "test" in datasets:
         found = {**(trainer.predict(datasets["test"]).metrics or {}), "test_samples": len(datasets["test"])}
-        trainer.save_metrics("test", found)
+        trainer.save_metrics("test", json_values(found))
         results |= found
     return results
 
@@ -207,7 +208,7 @@ def _save_train_results(trainer: Any, metrics: Mapping[str, Any]) -> dict[str, A
     record = trainer.training_record
     if record.new_steps:
         results = {**metrics, "train_runtime": record.runtime, "train_gradient_passes": record.passes}
-        trainer.save_metrics("train", results)
+        trainer.save_metrics("train", json_values(results))
         trainer.save_state()
         return results
     path = Path(trainer.args.output_dir or "") / "train_results.json"

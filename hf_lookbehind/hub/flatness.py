@@ -45,7 +45,7 @@ def write_flatness(
     content = {"settings": dict(settings), "models": list(records), "figures": dict(figures or {})}
     digest = weights_digest(folder)
     path = Path(folder) / FLATNESS_NAME
-    text = json.dumps(_to_json(content | ({"weights": digest} if digest else {})), indent=2)
+    text = json.dumps(json_values(content | ({"weights": digest} if digest else {})), indent=2)
     path.write_text(text + "\n", encoding="utf-8")
     return path
 
@@ -131,13 +131,13 @@ def _are_weights(name: str) -> bool:
     return name in (WEIGHTS_NAME, ADAPTER_WEIGHTS_NAME) or fnmatchcase(name, SHARDS)
 
 
-def _to_json(value: Any) -> Any:
+def json_values(value: Any) -> Any:
     """JSON has no infinity and no nan: they become the words that `float` reads."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, Mapping):
-        return {name: _to_json(inner) for name, inner in value.items()}
-    return [_to_json(inner) for inner in value] if isinstance(value, list | tuple) else value
+        return {name: json_values(inner) for name, inner in value.items()}
+    return [json_values(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def _from_json(value: Any, name: str = "") -> Any:

@@ -29,7 +29,7 @@ def restore_counts(callbacks: Sequence[TrainerCallback], saved: Mapping[str, Any
 def record_states(trainer: Any) -> None:
     """Name every callback that has a state in the trainer's own: a checkpoint can save no other (KeyError)."""
     callbacks = [*trainer.callback_handler.callbacks, trainer.control]
-    exportable = [callback for callback in callbacks if isinstance(callback, ExportableState)]
+    exportable: Any = [callback for callback in callbacks if isinstance(callback, ExportableState)]
     trainer.state.stateful_callbacks |= TrainerState(stateful_callbacks=exportable).stateful_callbacks
 
 

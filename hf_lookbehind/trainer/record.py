@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 
 from ..config import LookbehindConfig
@@ -152,7 +151,7 @@ def _whole(number: float) -> float:
 
 
 @functools.cache
-def recorded(trainer_class: type[Trainer]) -> Any:
+def recorded(trainer_class: Any) -> Any:
     """The class (with `LookbehindMixin`), whose Trainers keep a `training_record`, once that has begun."""
 
     class RecordedTrainer(trainer_class):

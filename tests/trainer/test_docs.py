@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from hf_lookbehind import LookbehindConfig
+from hf_lookbehind.trainer.checkpoints import last_complete_checkpoint
 from tests.libraries import SIZES, make_folder, make_tokenizer, texts
 
 DOCS = Path(__file__).parents[2] / "docs" / "trainers.md"
@@ -71,7 +72,8 @@ def test_example_runs(code, hub, capsys):
     trainings = [log for log in trainer.state.log_history if "train_loss" in log]
     assert len(trainings) == 1 and torch.isfinite(torch.tensor(trainings[0]["train_loss"]))
     if "save_strategy" not in code:
-        assert LookbehindConfig.load(hub / name_of(code)) == trainer.lookbehind_config
+        checkpoint = last_complete_checkpoint(hub / name_of(code))
+        assert LookbehindConfig.load(checkpoint) == trainer.lookbehind_config
 
 
 def test_every_trainer_has_its_example():
