@@ -56,7 +56,7 @@ def restore(found: Sequence[Counter], *, as_copies: bool) -> None:
     """Give each attribute the value that it has here.
 
     Args:
-        found: as `counters` or `copied` gave them.
+        found: as `counters` gave them, or what `Counter.now` made of those.
         as_copies: whether the values will be wanted again, and must not be written into.
     """
     memo = Memo() if as_copies else None
