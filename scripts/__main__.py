@@ -4,7 +4,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from hf_lookbehind.finetune import interrupt
+from hf_lookbehind.programs.cli import interrupt
 
 PROGRAMS = {
     "image-classification": "fine-tune an image classifier",

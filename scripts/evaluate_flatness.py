@@ -15,7 +15,7 @@ With --update_cards they go to the folder of each model too, and its model card 
 of it.
 """
 
-from hf_lookbehind.finetune import interrupt
+from hf_lookbehind.programs.cli import interrupt
 
 if __name__ == "__main__":
     interrupt.end_at_once()
@@ -38,12 +38,20 @@ from transformers import PreTrainedModel, set_seed
 
 from hf_lookbehind import InputError, LookbehindConfig
 from hf_lookbehind.config import LookbehindWarning
-from hf_lookbehind.finetune.arguments import ModelArguments, is_lower_better
-from hf_lookbehind.finetune.earlier import FLATNESS_NAMES, remove_earlier_run
-from hf_lookbehind.finetune.lock import check_free, hold
-from hf_lookbehind.finetune.models import load_config
-from hf_lookbehind.finetune.paths import check_folder_to_write
-from hf_lookbehind.finetune.program import (
+from hf_lookbehind.hub.card.measured import write_flatness
+from hf_lookbehind.hub.card.render import load as load_card
+from hf_lookbehind.hub.card.render import save as save_card
+from hf_lookbehind.hub.file_names import ADAPTER_CONFIG_NAME, CONFIG_NAME
+from hf_lookbehind.hub.redact import redact_flags
+from hf_lookbehind.measures import hessian_eigenvalues, sharpness, weight_noise
+from hf_lookbehind.measures.accepted import check_choice, check_numbers
+from hf_lookbehind.measures.sharpness import KINDS as SHARPNESS_KINDS
+from hf_lookbehind.measures.weight_noise import KINDS as NOISE_KINDS
+from hf_lookbehind.programs.checks.earlier import FLATNESS_NAMES, remove_earlier_run
+from hf_lookbehind.programs.cli.arguments import ModelArguments, is_lower_better
+from hf_lookbehind.programs.cli.lock import check_free, hold
+from hf_lookbehind.programs.cli.paths import check_folder_to_write
+from hf_lookbehind.programs.cli.running import (
     OneLineParser,
     RunStatus,
     from_main_process,
@@ -54,15 +62,7 @@ from hf_lookbehind.finetune.program import (
     reported,
     run_program,
 )
-from hf_lookbehind.hub.flatness import write_flatness
-from hf_lookbehind.hub.model_card import load as load_card
-from hf_lookbehind.hub.model_card import save as save_card
-from hf_lookbehind.hub.names import ADAPTER_CONFIG_NAME, CONFIG_NAME
-from hf_lookbehind.hub.redact import redact_flags
-from hf_lookbehind.measures import hessian_eigenvalues, sharpness, weight_noise
-from hf_lookbehind.measures.arguments import check_choice, check_numbers
-from hf_lookbehind.measures.sharpness import KINDS as SHARPNESS_KINDS
-from hf_lookbehind.measures.weight_noise import KINDS as NOISE_KINDS
+from hf_lookbehind.programs.models.loading import load_config
 from hf_lookbehind.report import format_plus_minus, format_table, plot_accuracy_against_noise
 from hf_lookbehind.scripts.__main__ import module_name
 from hf_lookbehind.trainer.flatness import measured_batches, metric_of, metrics_on, rated_by

@@ -9,7 +9,7 @@ else is left out, one line names. A folder of which nobody could load the model 
 exist is created. The token is that of HF_TOKEN or of the stored login (`hf auth login`).
 """
 
-from hf_lookbehind.finetune import interrupt
+from hf_lookbehind.programs.cli import interrupt
 
 if __name__ == "__main__":
     interrupt.end_at_once()
@@ -22,10 +22,10 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
-from hf_lookbehind.finetune.lock import hold
-from hf_lookbehind.finetune.program import NOT_PUSHED, STATUS_NAME, OneLineParser, RunStatus, run_program
 from hf_lookbehind.hub import NotPushedError, push_folder
 from hf_lookbehind.hub.push import check_deadline
+from hf_lookbehind.programs.cli.lock import hold
+from hf_lookbehind.programs.cli.running import NOT_PUSHED, STATUS_NAME, OneLineParser, RunStatus, run_program
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -21,7 +21,7 @@ Perplexity is exp of the mean loss of a token. Without --model_name_or_path a sm
 Flags may stand in a file, and those after it override: ... clm settings.yaml --k 5
 """
 
-from hf_lookbehind.finetune import interrupt
+from hf_lookbehind.programs.cli import interrupt
 
 if __name__ == "__main__":
     interrupt.end_at_once()
@@ -35,14 +35,18 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedConfig, PreTrainedModel
 
 from hf_lookbehind import InputError
-from hf_lookbehind.finetune import data, metrics, models, packing, texts, tokenization
-from hf_lookbehind.finetune.adapters import with_adapters
-from hf_lookbehind.finetune.flags import Arguments, FlagParser
-from hf_lookbehind.finetune.program import is_main_process
-from hf_lookbehind.finetune.task import Task
-from hf_lookbehind.finetune.texts import TABLES, TextDataArguments
-from hf_lookbehind.finetune.tokenization import TextModelArguments
-from hf_lookbehind.finetune.training import Program
+from hf_lookbehind.programs import evaluation as metrics
+from hf_lookbehind.programs.cli.flags import Arguments, FlagParser
+from hf_lookbehind.programs.cli.running import is_main_process
+from hf_lookbehind.programs.data import packing, texts
+from hf_lookbehind.programs.data import sources as data
+from hf_lookbehind.programs.data.texts import TABLES, TextDataArguments
+from hf_lookbehind.programs.models import loading as models
+from hf_lookbehind.programs.models import tokenization
+from hf_lookbehind.programs.models.adapters import with_adapters
+from hf_lookbehind.programs.models.tokenization import TextModelArguments
+from hf_lookbehind.programs.program import Program
+from hf_lookbehind.programs.task import Task
 
 LONGEST = 1024
 # A new model takes blocks of this length, unless --block_size or --config_overrides says more.

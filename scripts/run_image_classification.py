@@ -22,7 +22,7 @@ A pretrained model on image folders (<class>/<image>), the best model kept:
 Flags may stand in a file, and those after it override: ... image-classification settings.yaml --k 5
 """
 
-from hf_lookbehind.finetune import interrupt
+from hf_lookbehind.programs.cli import interrupt
 
 if __name__ == "__main__":
     interrupt.end_at_once()
@@ -45,14 +45,17 @@ from transformers import (
 )
 
 from hf_lookbehind import InputError
-from hf_lookbehind.finetune import data, images, labels, metrics, models
-from hf_lookbehind.finetune.arguments import ModelArguments
-from hf_lookbehind.finetune.flags import Arguments, FlagParser
-from hf_lookbehind.finetune.image_files import image_folder, image_splits
-from hf_lookbehind.finetune.labels import NoisyLabelArguments
-from hf_lookbehind.finetune.paths import exists
-from hf_lookbehind.finetune.task import Task
-from hf_lookbehind.finetune.training import Program
+from hf_lookbehind.programs import evaluation as metrics
+from hf_lookbehind.programs.cli.arguments import ModelArguments
+from hf_lookbehind.programs.cli.flags import Arguments, FlagParser
+from hf_lookbehind.programs.cli.paths import exists
+from hf_lookbehind.programs.data import images, labels
+from hf_lookbehind.programs.data import sources as data
+from hf_lookbehind.programs.data.image_files import image_folder, image_splits
+from hf_lookbehind.programs.data.labels import NoisyLabelArguments
+from hf_lookbehind.programs.models import loading as models
+from hf_lookbehind.programs.program import Program
+from hf_lookbehind.programs.task import Task
 
 BUILT_IN = {"digits": images.digits}
 TASK = "ForImageClassification"

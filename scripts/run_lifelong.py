@@ -23,7 +23,7 @@ split if there is one, else on the validation split. A run that was cut short go
 pushes the final model, and never the memory, which holds examples of the data.
 """
 
-from hf_lookbehind.finetune import interrupt
+from hf_lookbehind.programs.cli import interrupt
 
 if __name__ == "__main__":
     interrupt.end_at_once()
@@ -43,29 +43,8 @@ from torch.utils.data import ConcatDataset
 from transformers.utils import logging
 
 from hf_lookbehind import InputError
-from hf_lookbehind.finetune import card
-from hf_lookbehind.finetune.arguments import DataArguments
-from hf_lookbehind.finetune.earlier import forget_model, output_folder
-from hf_lookbehind.finetune.flags import Arguments, FlagParser
-from hf_lookbehind.finetune.paths import check_no_input, check_nothing_to_resume
-from hf_lookbehind.finetune.program import (
-    Preempted,
-    RunStatus,
-    from_main_process,
-    is_main_process,
-    no_empty_folder,
-    quiet_libraries,
-    reported,
-    run_program,
-)
-from hf_lookbehind.finetune.rehearsal import hardest, rehearse
-from hf_lookbehind.finetune.settings import settings_of
-from hf_lookbehind.finetune.sharing import push_at_the_end
-from hf_lookbehind.finetune.streams import sequence_of_domains, split_by_classes
-from hf_lookbehind.finetune.task import Task
-from hf_lookbehind.finetune.training import check_rating_flags, show_metrics
-from hf_lookbehind.hub.flatness import json_values
-from hf_lookbehind.hub.model_card import save as save_card
+from hf_lookbehind.hub.card.measured import json_values
+from hf_lookbehind.hub.card.render import save as save_card
 from hf_lookbehind.lifelong import NoReplay, SequenceResult, make_replay, train_sequence
 from hf_lookbehind.lifelong.card import TITLE, matrix_table, stream_section
 from hf_lookbehind.lifelong.replay import METHODS
@@ -81,6 +60,27 @@ from hf_lookbehind.lifelong.runner import (
     checkpoint_under_way,
 )
 from hf_lookbehind.lifelong.tasks import SCENARIOS
+from hf_lookbehind.programs import card
+from hf_lookbehind.programs.checks.earlier import forget_model, output_folder
+from hf_lookbehind.programs.checks.rehearsal import hardest, rehearse
+from hf_lookbehind.programs.cli.arguments import DataArguments
+from hf_lookbehind.programs.cli.flags import Arguments, FlagParser
+from hf_lookbehind.programs.cli.paths import check_no_input, check_nothing_to_resume
+from hf_lookbehind.programs.cli.running import (
+    Preempted,
+    RunStatus,
+    from_main_process,
+    is_main_process,
+    no_empty_folder,
+    quiet_libraries,
+    reported,
+    run_program,
+)
+from hf_lookbehind.programs.cli.settings import settings_of
+from hf_lookbehind.programs.cli.sharing import push_at_the_end
+from hf_lookbehind.programs.program import check_rating_flags, show_metrics
+from hf_lookbehind.programs.streams import sequence_of_domains, split_by_classes
+from hf_lookbehind.programs.task import Task
 from hf_lookbehind.report import plot_forgetting
 from hf_lookbehind.scripts import run_image_classification
 from hf_lookbehind.scripts.run_image_classification import ImageDataArguments, ImageModelArguments

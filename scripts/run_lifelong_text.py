@@ -5,7 +5,7 @@
 Examples of its own, and what the flags mean, are those of `run_lifelong.py`.
 """
 
-from hf_lookbehind.finetune import interrupt
+from hf_lookbehind.programs.cli import interrupt
 
 if __name__ == "__main__":
     interrupt.end_at_once()

@@ -22,7 +22,7 @@ As in the library, an evaluation reports the loss alone unless --predict_with_ge
 Flags may stand in a file, and those after it override: ... seq2seq settings.yaml --k 5
 """
 
-from hf_lookbehind.finetune import interrupt
+from hf_lookbehind.programs.cli import interrupt
 
 if __name__ == "__main__":
     interrupt.end_at_once()
@@ -37,15 +37,18 @@ from datasets import Dataset
 from transformers import AutoModelForSeq2SeqLM, GenerationConfig, PreTrainedConfig, PreTrainedModel, T5Config
 
 from hf_lookbehind import InputError
-from hf_lookbehind.finetune import data, models, seq2seq, texts, tokenization
-from hf_lookbehind.finetune.adapters import with_adapters
-from hf_lookbehind.finetune.flags import Arguments, FlagParser
-from hf_lookbehind.finetune.json_files import is_mixed
-from hf_lookbehind.finetune.seq2seq import Seq2SeqFinetuningArguments, Seq2SeqTrainer
-from hf_lookbehind.finetune.task import Task
-from hf_lookbehind.finetune.texts import TextDataArguments
-from hf_lookbehind.finetune.tokenization import TextModelArguments
-from hf_lookbehind.finetune.training import Program
+from hf_lookbehind.programs.cli.flags import Arguments, FlagParser
+from hf_lookbehind.programs.data import sources as data
+from hf_lookbehind.programs.data import texts
+from hf_lookbehind.programs.data.json_files import is_mixed
+from hf_lookbehind.programs.data.texts import TextDataArguments
+from hf_lookbehind.programs.models import loading as models
+from hf_lookbehind.programs.models import seq2seq, tokenization
+from hf_lookbehind.programs.models.adapters import with_adapters
+from hf_lookbehind.programs.models.seq2seq import Seq2SeqFinetuningArguments, Seq2SeqTrainer
+from hf_lookbehind.programs.models.tokenization import TextModelArguments
+from hf_lookbehind.programs.program import Program
+from hf_lookbehind.programs.task import Task
 
 SOURCE_COLUMNS = ("source", "text", "article", "document", "dialogue")
 TARGET_COLUMNS = ("target", "summary", "highlights")

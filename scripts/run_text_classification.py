@@ -20,7 +20,7 @@ Without --model_name_or_path a small new BERT is trained.
 Flags may stand in a file, and those after it override: ... text-classification settings.yaml --k 5
 """
 
-from hf_lookbehind.finetune import interrupt
+from hf_lookbehind.programs.cli import interrupt
 
 if __name__ == "__main__":
     interrupt.end_at_once()
@@ -42,15 +42,19 @@ from transformers import (
 )
 
 from hf_lookbehind import InputError
-from hf_lookbehind.finetune import data, labels, metrics, models, texts, tokenization
-from hf_lookbehind.finetune.adapters import with_adapters
-from hf_lookbehind.finetune.flags import Arguments, FlagParser
-from hf_lookbehind.finetune.labels import NoisyLabelArguments
-from hf_lookbehind.finetune.models import A_NUMBER, MANY_LABELS, ONE_LABEL
-from hf_lookbehind.finetune.task import Task
-from hf_lookbehind.finetune.texts import TextDataArguments
-from hf_lookbehind.finetune.tokenization import TextModelArguments
-from hf_lookbehind.finetune.training import Program
+from hf_lookbehind.programs import evaluation as metrics
+from hf_lookbehind.programs.cli.flags import Arguments, FlagParser
+from hf_lookbehind.programs.data import labels, texts
+from hf_lookbehind.programs.data import sources as data
+from hf_lookbehind.programs.data.labels import NoisyLabelArguments
+from hf_lookbehind.programs.data.texts import TextDataArguments
+from hf_lookbehind.programs.models import loading as models
+from hf_lookbehind.programs.models import tokenization
+from hf_lookbehind.programs.models.adapters import with_adapters
+from hf_lookbehind.programs.models.loading import A_NUMBER, MANY_LABELS, ONE_LABEL
+from hf_lookbehind.programs.models.tokenization import TextModelArguments
+from hf_lookbehind.programs.program import Program
+from hf_lookbehind.programs.task import Task
 
 TASK = "ForSequenceClassification"
 GLUE = "nyu-mll/glue"

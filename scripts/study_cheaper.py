@@ -35,11 +35,11 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from hf_lookbehind import InputError, Lookbehind, LookbehindConfig
-from hf_lookbehind.finetune.labels import with_label_noise
-from hf_lookbehind.finetune.paths import check_folder_to_write, remove_earlier
-from hf_lookbehind.finetune.program import OneLineParser, run_program
-from hf_lookbehind.finetune.search import grid_search
 from hf_lookbehind.measures import weight_noise
+from hf_lookbehind.programs.cli.paths import check_folder_to_write, remove_earlier
+from hf_lookbehind.programs.cli.running import OneLineParser, run_program
+from hf_lookbehind.programs.data.labels import with_label_noise
+from hf_lookbehind.programs.tuning.grid import grid_search
 from hf_lookbehind.report import format_plus_minus, format_table, mean_sd, paired_difference, share_kept
 from hf_lookbehind.trainer.window import draw_part
 

@@ -10,9 +10,10 @@ import pytest
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from hf_lookbehind.hub.model_card import load, save
+from hf_lookbehind.hub.card.render import load, save
 from hf_lookbehind.hub.redact import redact
-from hf_lookbehind.scripts import demo, model_cards
+from hf_lookbehind.scripts.demo import __main__ as demo
+from hf_lookbehind.scripts.demo import model_cards
 
 FOLDERS = sorted(path for path in (Path(__file__).parents[1] / "model_cards").iterdir() if path.is_dir())
 

@@ -1,6 +1,6 @@
 """Sharing on the Hub: pushes that never lose a model, and cards that say how it was trained."""
 
-from .card_data import LookbehindCardData, MethodRuns, Result
+from .card.data import LookbehindCardData, MethodRuns, Result
 from .files import files_to_push
 from .push import NotPushedError, check_write_access, push_folder
 

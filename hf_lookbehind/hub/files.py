@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..config import InputError
-from . import names
+from . import file_names as names
 from .modules import adapter_folders, images_of_card, index_shards, module_folders
 from .whole import NEEDS_BASE, what_is_missing
 

@@ -17,7 +17,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from ..config import InputError
-from . import names
+from . import file_names as names
 from .files import contents
 
 logger = logging.getLogger(__name__)

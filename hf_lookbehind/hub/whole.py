@@ -10,9 +10,9 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from . import names
+from . import file_names as names
+from .file_names import is_one_of
 from .modules import is_inside, is_list_of_modules, module_folders, read_json
-from .names import is_one_of
 from .redact import holds_token
 
 NEEDS_BASE = "adapters need a base model on the Hub, or nobody else could load them"

@@ -10,8 +10,8 @@ from torch.utils.data import ConcatDataset, Dataset
 from transformers import TrainerCallback
 
 from ..config import InputError, LookbehindConfig
-from ..optim.same_function import SameFunction
-from ..optim.shards import is_sharded
+from ..tensors.processes import is_sharded
+from ..tensors.replay import SameFunction
 from .memory import ReplayMemory
 from .tasks import TaskSequence, labels_of
 

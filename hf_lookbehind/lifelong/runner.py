@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from ..config import InputError, LookbehindConfig
-from ..trainer.checkpoints import last_complete_checkpoint
 from ..trainer.record import TrainingRecord
+from ..trainer.resume import last_complete_checkpoint
 from .memory import ReplayMemory
 from .metrics import average_accuracy, backward_transfer, forgetting, forward_transfer, learning_accuracy
 from .replay import NoReplay

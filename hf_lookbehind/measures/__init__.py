@@ -1,8 +1,8 @@
 """Measures of how flat and how robust a model's minimum is."""
 
+from ._mean_loss import NotFiniteError
 from .hessian import hessian_eigenvalues, hessian_trace
 from .landscape import LossLine, LossPlane, loss_line, loss_plane
-from .mean_loss import NotFiniteError
 from .sharpness import sharpness
 from .weight_noise import weight_noise
 

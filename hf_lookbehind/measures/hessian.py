@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..config import InputError, LookbehindWarning
-from ..optim.shards import is_sharded
-from .arguments import check_number, check_whole
-from .intact import Weight, unwrapped
-from .mean_loss import LossFn, MeanLoss, check_finite, measured, trainable
-from .noise import normal
-from .spread import mean_and_sd
+from ..tensors.processes import is_sharded
+from ._intact import Weight, unwrapped
+from ._mean_loss import LossFn, MeanLoss, check_finite, measured, trainable
+from ._noise import normal
+from ._spread import mean_and_sd
+from .accepted import check_number, check_whole
 
 
 def hessian_eigenvalues(

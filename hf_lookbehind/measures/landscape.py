@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from ..config import InputError
-from ..optim.shards import local
-from .arguments import check_numbers, check_whole
-from .intact import Weight, tensor_names, unwrapped
-from .mean_loss import LossFn, check_finite, measured, trainable
-from .noise import normal, part_of
+from ..tensors.processes import local
+from ._intact import Weight, tensor_names, unwrapped
+from ._mean_loss import LossFn, check_finite, measured, trainable
+from ._noise import normal, part_of
+from .accepted import check_numbers, check_whole
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,11 @@ from ..optim.perturbation import (
     sam_step_,
     tensor_norms,
 )
-from ..optim.shards import is_sharded
-from .arguments import check_choice, check_flag, check_number, check_numbers, check_whole
-from .intact import Weight, length, unwrapped
-from .mean_loss import LossFn, MeanLoss, check_finite, measured, trainable
-from .noise import normal
+from ..tensors.processes import is_sharded
+from ._intact import Weight, length, unwrapped
+from ._mean_loss import LossFn, MeanLoss, check_finite, measured, trainable
+from ._noise import normal
+from .accepted import check_choice, check_flag, check_number, check_numbers, check_whole
 
 
 def sharpness(

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from ..config import InputError, LookbehindConfig
 from ..optim.perturbation import accumulation_dtype, parameter_names, select_targets
-from ..optim.shards import check_layout, drop_whole_copies, sum_over_shards
-from .arguments import check_choice, check_flag, check_numbers, check_whole
-from .intact import Weight, intact, moved_in_place
-from .noise import normal
-from .spread import mean_and_sd
+from ..tensors.processes import check_layout, drop_whole_copies, sum_over_shards
+from ._intact import Weight, intact, moved_in_place
+from ._noise import normal
+from ._spread import mean_and_sd
+from .accepted import check_choice, check_flag, check_numbers, check_whole
 
 KINDS = ("multiplicative", "additive")
 

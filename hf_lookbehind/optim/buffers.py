@@ -6,8 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from ..tensors.processes import locals_of
 from .perturbation import chunks
-from .shards import locals_of
 
 
 class Buffers:

@@ -13,6 +13,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..config import ADAPTIVE_ALPHAS, InputError, LookbehindConfig, LookbehindWarning
+from ..tensors.processes import (
+    average_gradients,
+    check_layout,
+    drop_whole_copies,
+    is_sharded,
+    locals_of,
+    mean_over_processes,
+    norms_over_shards,
+    sum_over_shards,
+)
+from ..tensors.replay import SameFunction
 from .base_optimizer import check_optimizer, reads_parameters_anew, without_step
 from .buffers import Buffers
 from .calibration import RhoCalibration
@@ -29,17 +40,6 @@ from .perturbation import (
     weight_norms,
 )
 from .rounding import report_rounding
-from .same_function import SameFunction
-from .shards import (
-    average_gradients,
-    check_layout,
-    drop_whole_copies,
-    is_sharded,
-    locals_of,
-    mean_over_processes,
-    norms_over_shards,
-    sum_over_shards,
-)
 from .stats import NO_STATS, LookbehindStats
 
 

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from ..config import LookbehindWarning
+from ..tensors.processes import is_main_process, locals_of, norms_over_shards
 from .buffers import near
 from .perturbation import accumulation_dtype, asam_scales, chunks, tensor_norms
-from .shards import is_main_process, locals_of, norms_over_shards
 
 # the local parts of some weights before a step, and these weights after it
 Step = tuple[list[Tensor], list[Tensor]]

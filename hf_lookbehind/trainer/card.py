@@ -20,11 +20,11 @@ from transformers import PreTrainedModel
 from transformers.trainer_utils import SchedulerType
 
 from ..config import LookbehindConfig
-from ..hub.base_license import license_of
-from ..hub.card_data import TAGS, LookbehindCardData, Result
-from ..hub.flatness import read_flatness
-from ..hub.model_card import keep_own_card, render_flatness, render_method, write_card
-from ..hub.names import CARD_NAME
+from ..hub.card.data import TAGS, LookbehindCardData, Result
+from ..hub.card.license import license_of
+from ..hub.card.measured import read_flatness
+from ..hub.card.render import keep_own_card, render_flatness, render_method, write_card
+from ..hub.file_names import CARD_NAME
 from ..hub.push import NotPushedError, push_command, push_folder
 from ..optim.base_optimizer import unwrap_accelerate
 from .pushable import refuse_unpushable

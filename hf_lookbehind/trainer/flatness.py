@@ -11,7 +11,7 @@ from transformers.utils import logging
 
 from ..config import InputError
 from ..measures import NotFiniteError, sharpness, weight_noise
-from ..measures.arguments import check_numbers, check_whole
+from ..measures.accepted import check_numbers, check_whole
 from ..measures.sharpness import checked_radii
 
 logger = logging.get_logger(__name__)

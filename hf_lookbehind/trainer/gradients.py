@@ -8,9 +8,9 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from ..config import InputError
-from ..optim.copies import same_bytes
 from ..optim.perturbation import accumulation_dtype, tensor_norms
-from ..optim.shards import locals_of
+from ..tensors.copies import same_bytes
+from ..tensors.processes import locals_of
 from .callbacks import DeferredJITCheckpointCallback
 
 

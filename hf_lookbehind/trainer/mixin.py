@@ -17,17 +17,17 @@ from transformers import Trainer, TrainingArguments
 from ..config import InputError, LookbehindConfig, load_calibration
 from ..optim.base_optimizer import unwrap_accelerate
 from ..optim.calibration import RhoCalibration
-from ..optim.copies import Given
 from ..optim.lookbehind import Lookbehind
 from ..optim.perturbation import accumulation_dtype
 from ..optim.stats import LookbehindStats
+from ..tensors.copies import Given
 from .callbacks import DeferredJITCheckpointCallback, has_stopped_early, record_states, restore_counts
 from .card import card_with_method, push
-from .checkpoints import find_best_again, last_complete_checkpoint, warn_if_config_differs
 from .gradients import GradientWatch
+from .hub import init_repository, push_checkpoint, token_left_out
+from .hyperparameter_search import choose_trial_settings
 from .logs import IterationLog
-from .pushes import init_repository, push_checkpoint, token_left_out
-from .search import choose_trial_settings
+from .resume import find_best_again, last_complete_checkpoint, warn_if_config_differs
 from .sparing import Sparing, WholePassNeededError
 from .support import refuse_unsupported
 from .trained import trained_module

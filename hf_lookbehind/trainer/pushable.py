@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from ..config import InputError
-from ..hub import names
+from ..hub import file_names as names
 from ..hub.files import sort_files
 from ..hub.whole import problem_of_base
 

@@ -11,10 +11,10 @@ from torch import Tensor
 from transformers import Trainer
 from transformers.utils import logging
 
-from ..optim.copies import same_bytes
 from ..optim.lookbehind import Lookbehind
 from ..optim.perturbation import tensor_norms
-from ..optim.same_function import SameFunction
+from ..tensors.copies import same_bytes
+from ..tensors.replay import SameFunction
 
 logger = logging.get_logger(__name__)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hf_lookbehind.trainer.checkpoints import last_complete_checkpoint
+from hf_lookbehind.trainer.resume import last_complete_checkpoint
 from tests.distributed.failing import PASSES, SAVED, STEPS, fail, failing_run, hang, kill, whole_run
 from tests.distributed.launch import exit_codes
 from tests.models import max_difference

@@ -24,7 +24,8 @@ from transformers import (
     WhisperTokenizer,
 )
 
-from hf_lookbehind.hub import files_to_push, names
+from hf_lookbehind.hub import file_names as names
+from hf_lookbehind.hub import files_to_push
 from hf_lookbehind.hub.files import contents
 from tests.libraries import SIZES, WORDS, make_folder, make_tokenizer
 

@@ -9,9 +9,9 @@ from huggingface_hub import EvalResult, ModelCard
 
 from hf_lookbehind.config import InputError, LookbehindConfig, LookbehindWarning
 from hf_lookbehind.hub import LookbehindCardData, MethodRuns, Result
-from hf_lookbehind.hub.base_license import license_of
-from hf_lookbehind.hub.flatness import write_flatness
-from hf_lookbehind.hub.model_card import load, render, save
+from hf_lookbehind.hub.card.license import license_of
+from hf_lookbehind.hub.card.measured import write_flatness
+from hf_lookbehind.hub.card.render import load, render, save
 from hf_lookbehind.hub.redact import command, redact, redact_flags
 from tests.hub_server import Repo
 
@@ -199,7 +199,7 @@ def test_the_license_is_that_of_the_base_model_or_none(hub, tmp_path):
     "fault", [dict(status=503), dict(hang=True), dict(drop=True), dict(status=200, body=b"<html>")]
 )
 def test_a_hub_that_fails_leaves_the_license_out_in_time(hub, monkeypatch, fault):
-    monkeypatch.setattr("hf_lookbehind.hub.base_license.DEADLINE", 1.0)
+    monkeypatch.setattr("hf_lookbehind.hub.card.license.DEADLINE", 1.0)
     hub.repos["user/base"] = Repo()
     hub.fail("info", **fault)
     start = time.monotonic()

@@ -21,7 +21,7 @@ from hf_lookbehind.hub.push import Push
 from hf_lookbehind.scripts.push import main as push
 from hf_lookbehind.scripts.run_image_classification import main as train_images
 from hf_lookbehind.scripts.run_text_classification import main as train_texts
-from hf_lookbehind.trainer.pushes import UPLOADING, CheckpointPushes
+from hf_lookbehind.trainer.hub import UPLOADING, CheckpointPushes
 from tests.hub.live import load_in_fresh_process
 from tests.processes import run_group
 from tests.scripts import test_run_clm as clm

@@ -6,7 +6,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from hf_lookbehind.scripts.run_lifelong import main
-from tests.programs import set_caches
+from tests.caches import set_caches
 from tests.scripts.test_run_lifelong import DIGITS
 
 STREAM = [*DIGITS, "--classes_per_task", "5", "--replay", "balanced", "--memory_size", "20", "--keep_optimizer"]

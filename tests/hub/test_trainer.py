@@ -16,7 +16,7 @@ from transformers import Trainer, ViTForImageClassification
 
 from hf_lookbehind import InputError, LookbehindConfig, LookbehindMixin, LookbehindTrainer
 from hf_lookbehind.hub import NotPushedError
-from hf_lookbehind.hub.flatness import write_flatness
+from hf_lookbehind.hub.card.measured import write_flatness
 from tests.hub.live import point_at
 from tests.hub_server import Repo
 from tests.processes import run_group
@@ -151,7 +151,7 @@ def test_what_would_fail_later_is_refused_at_construction(hub, tmp_path, monkeyp
     token, fault, message = BEFORE[case]
     hub.repos["user/model"] = Repo()
     hub.fail("create", **(fault or {}))
-    monkeypatch.setattr("hf_lookbehind.trainer.pushes.CHECK_DEADLINE", 1.5 if case == "hangs" else 20.0)
+    monkeypatch.setattr("hf_lookbehind.trainer.hub.CHECK_DEADLINE", 1.5 if case == "hangs" else 20.0)
     start = time.monotonic()
     with pytest.raises(NotPushedError, match=message) as refused:
         make_trainer(tmp_path / "model", CONFIG, push_to_hub=True, hub_token=token)
@@ -193,7 +193,7 @@ def test_a_push_of_a_checkpoint_that_fails_is_told_and_the_training_goes_on(
     monkeypatch.setattr("hf_lookbehind.hub.push.PUSH_SECONDS", 1.5)
     hub.fail("commit", **fault)
     warnings = []
-    monkeypatch.setattr("hf_lookbehind.trainer.pushes.logger.warning", warnings.append)
+    monkeypatch.setattr("hf_lookbehind.trainer.hub.logger.warning", warnings.append)
     args = dict(push_to_hub=True, hub_strategy="every_save", save_strategy="steps", save_steps=1)
     trainer = train(tmp_path / "model", CONFIG, max_steps=1, **args)
     assert trainer.state.global_step == 1 and hub.repos["user/model"].commits == []
@@ -204,7 +204,7 @@ def test_a_push_of_a_checkpoint_that_fails_is_told_and_the_training_goes_on(
 def test_a_hub_that_hangs_at_the_end_is_given_up(hub, tmp_path, monkeypatch):
     """Whatever is asked there: the card asks for the license of the base model."""
     monkeypatch.setattr("hf_lookbehind.hub.push.PUSH_SECONDS", 1.5)
-    monkeypatch.setattr("hf_lookbehind.hub.base_license.DEADLINE", 1.0)
+    monkeypatch.setattr("hf_lookbehind.hub.card.license.DEADLINE", 1.0)
     trainer = train(tmp_path / "model", CONFIG, max_steps=1)
     trainer.model.config._name_or_path = "user/base"
     for route in ("info", "commit", "preupload"):

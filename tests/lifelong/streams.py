@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from hf_lookbehind import LookbehindConfig, LookbehindTrainer
-from hf_lookbehind.finetune.images import digits
 from hf_lookbehind.lifelong import TaskSequence, make_replay, train_sequence
+from hf_lookbehind.programs.data.images import digits
 from tests.training import arguments, make_model
 
 LOOKBEHIND = dict(k=2, rho=0.05)

@@ -6,7 +6,7 @@ import pytest
 
 from hf_lookbehind import LookbehindConfig
 from hf_lookbehind.hub import LookbehindCardData
-from hf_lookbehind.hub.model_card import render
+from hf_lookbehind.hub.card.render import render
 from hf_lookbehind.lifelong import SequenceResult
 from hf_lookbehind.lifelong.card import stream_section
 

@@ -2,13 +2,7 @@
 
 import pytest
 
-from hf_lookbehind.lifelong import (
-    average_accuracy,
-    backward_transfer,
-    forgetting,
-    forward_transfer,
-    learning_accuracy,
-)
+from hf_lookbehind.lifelong import average_accuracy, backward_transfer, forgetting, forward_transfer, learning_accuracy
 
 MATRIX = [
     [0.9, 0.2, 0.1],

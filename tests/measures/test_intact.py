@@ -6,14 +6,7 @@ import numpy
 import pytest
 import torch
 
-from hf_lookbehind.measures import (
-    hessian_eigenvalues,
-    hessian_trace,
-    loss_line,
-    loss_plane,
-    sharpness,
-    weight_noise,
-)
+from hf_lookbehind.measures import hessian_eigenvalues, hessian_trace, loss_line, loss_plane, sharpness, weight_noise
 from tests.failures import raise_in_backward
 from tests.measures.problems import Everything, assert_same_traces, classified, examples, traces
 

@@ -10,7 +10,7 @@ from torch import nn
 from hf_lookbehind import Lookbehind, LookbehindConfig
 from hf_lookbehind.config import InputError, LookbehindWarning
 from hf_lookbehind.measures import sharpness
-from hf_lookbehind.measures.noise import normal
+from hf_lookbehind.measures._noise import normal
 from tests.live import bytes_of, imports_set_aside, live_in_forwards, live_tensors
 from tests.measures.problems import (
     BiasFree,

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from hf_lookbehind import Lookbehind, LookbehindConfig
-from hf_lookbehind.scripts import benchmark
-from hf_lookbehind.scripts.benchmark_cases import CASES, Case, Workload, bert
-from hf_lookbehind.scripts.benchmark_counts import (
+from hf_lookbehind.scripts.benchmark import __main__ as benchmark
+from hf_lookbehind.scripts.benchmark.cases import CASES, Case, Workload, bert
+from hf_lookbehind.scripts.benchmark.counts import (
     core_step,
     least_copies,
     memory_copies,
@@ -17,15 +17,8 @@ from hf_lookbehind.scripts.benchmark_counts import (
     published_step,
     reductions,
 )
-from hf_lookbehind.scripts.benchmark_methods import (
-    CORE,
-    PLAIN_TRAINER,
-    TRAINER,
-    PublishedProcedure,
-    Variant,
-    variants,
-)
-from hf_lookbehind.scripts.benchmark_timing import Sample, median_and_spread, timing_records
+from hf_lookbehind.scripts.benchmark.methods import CORE, PLAIN_TRAINER, TRAINER, PublishedProcedure, Variant, variants
+from hf_lookbehind.scripts.benchmark.timing import Sample, median_and_spread, timing_records
 from tests.models import MODELS, OPTIMIZERS, closure_of, groups, max_difference
 
 

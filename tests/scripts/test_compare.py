@@ -19,11 +19,13 @@ import pytest
 import yaml
 
 from hf_lookbehind import InputError
-from hf_lookbehind.finetune.lock import hold
+from hf_lookbehind.programs.cli.lock import hold
 from hf_lookbehind.report import mean_sd, paired_interval
-from hf_lookbehind.scripts import compare, compare_report, compare_runs
-from hf_lookbehind.scripts.compare_study import fill, passes_per_step
-from hf_lookbehind.scripts.compare_yaml import RECIPES, read_study
+from hf_lookbehind.scripts.studies import __main__ as compare
+from hf_lookbehind.scripts.studies import report as compare_report
+from hf_lookbehind.scripts.studies import runs as compare_runs
+from hf_lookbehind.scripts.studies.reading import RECIPES, read_study
+from hf_lookbehind.scripts.studies.study import fill, passes_per_step
 from tests.processes import context
 
 MODEL = "hidden_size=16,num_hidden_layers=1,num_attention_heads=2,intermediate_size=16,initializer_range=0.2"
@@ -565,7 +567,7 @@ def test_what_is_no_yaml_and_what_is_not_there_are_named(tmp_path):
     (tmp_path / "broken.yaml").write_text("a: [")
     with pytest.raises(InputError, match="broken.yaml cannot be read"):
         read_study(tmp_path / "broken.yaml")
-    assert "studies/rho.yaml" in run(tmp_path / "none.yaml", tmp_path / "out")[1]
+    assert "rho.yaml" in run(tmp_path / "none.yaml", tmp_path / "out")[1]
 
 
 def test_a_damaged_file_of_runs_is_named_by_its_line(tmp_path):
@@ -574,7 +576,7 @@ def test_a_damaged_file_of_runs_is_named_by_its_line(tmp_path):
         compare_runs.Records(tmp_path / "runs.jsonl")
 
 
-@pytest.mark.parametrize("path", sorted(RECIPES.glob("studies/*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_studies_that_come_with_the_program_are_accepted_by_their_programs(path, tmp_path):
     """But for models and data, which may not be here: empty files and folders stand for the latter."""
     study = read_study(path)

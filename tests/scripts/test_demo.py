@@ -13,8 +13,8 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from hf_lookbehind import InputError
-from hf_lookbehind.hub.model_card import load
-from hf_lookbehind.scripts import demo
+from hf_lookbehind.hub.card.render import load
+from hf_lookbehind.scripts.demo import __main__ as demo
 
 METHODS = [method.name for method in demo.METHODS]
 

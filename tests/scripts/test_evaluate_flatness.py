@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageClassification
 
-from hf_lookbehind.hub.flatness import read_flatness, write_flatness
+from hf_lookbehind.hub.card.measured import read_flatness, write_flatness
 from hf_lookbehind.measures import hessian_eigenvalues, sharpness, weight_noise
 from hf_lookbehind.scripts.evaluate_flatness import main
 from hf_lookbehind.scripts.run_image_classification import main as train

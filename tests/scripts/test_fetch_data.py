@@ -17,7 +17,7 @@ import pytest
 from datasets import load_from_disk
 
 from hf_lookbehind import InputError
-from hf_lookbehind.scripts import fetch_data
+from hf_lookbehind.scripts.studies import fetch_data
 
 R_LIBRARY = "usr/lib/R/site-library"
 REVIEWS = {

@@ -9,11 +9,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
 from hf_lookbehind.config import LookbehindWarning
-from hf_lookbehind.finetune.lock import hold
-from hf_lookbehind.hub.model_card import load as load_card
+from hf_lookbehind.hub.card.render import load as load_card
+from hf_lookbehind.programs.cli.lock import hold
 from hf_lookbehind.scripts.push import main as push
 from hf_lookbehind.scripts.run_text_classification import main
-from tests.programs import set_caches
+from tests.caches import set_caches
 from tests.scripts.test_run_text_classification import NEW_MODEL, QUICK, table
 
 SHORT = [*QUICK, "--k", "1", "--max_steps", "2", "--save_strategy", "no", "--logging_steps", "1"]

@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, Robert
 
 from hf_lookbehind.scripts.run_clm import main, train
 from hf_lookbehind.trainer import LookbehindTrainer
+from tests.caches import set_caches
 from tests.processes import run_group
-from tests.programs import set_caches
 
 # Texts that come with Python.
 FIRST, SECOND, THIRD = about_arguments, about_json, statistics.__doc__

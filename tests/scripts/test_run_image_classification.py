@@ -22,7 +22,7 @@ from transformers import (
 )
 from transformers.trainer_jit_checkpoint import CheckpointManager
 
-from hf_lookbehind.finetune import images
+from hf_lookbehind.programs.data import images
 from hf_lookbehind.scripts import __main__ as command
 from hf_lookbehind.scripts.run_image_classification import main, train
 

@@ -23,10 +23,11 @@ from transformers import (
     T5Config,
 )
 
-from hf_lookbehind.finetune import metrics, seq2seq, tokenization
+from hf_lookbehind.programs import evaluation as metrics
+from hf_lookbehind.programs.models import seq2seq, tokenization
 from hf_lookbehind.scripts.run_seq2seq import main, make_parser, train
+from tests.caches import set_caches
 from tests.processes import run_group
-from tests.programs import set_caches
 
 TINY = "d_model=32,d_kv=16,d_ff=32,num_layers=1,num_decoder_layers=1,num_heads=2"
 NEW_MODEL = ["--config_overrides", TINY, "--vocab_size", "300", "--max_source_length", "40"]

@@ -24,10 +24,10 @@ from transformers import (
     pipeline,
 )
 
-from hf_lookbehind.finetune import tokenization
-from hf_lookbehind.finetune.task import Task
+from hf_lookbehind.programs.models import tokenization
+from hf_lookbehind.programs.task import Task
 from hf_lookbehind.scripts.run_text_classification import main, make_parser, prepare, train
-from tests.programs import set_caches
+from tests.caches import set_caches
 
 TINY = "hidden_size=16,num_hidden_layers=1,num_attention_heads=2,intermediate_size=16"
 QUICK = ["--disable_tqdm", "true", "--per_device_train_batch_size", "8", "--learning_rate", "1e-2"]
@@ -488,7 +488,9 @@ def test_a_resumed_run_does_not_search_again(tmp_path, monkeypatch):
     flags += ["--rho_search", "0.03", "--search_max_steps", "1", "--output_dir", str(out)]
     assert main(flags) == 0
     shutil.rmtree(out / "checkpoint-2")
-    monkeypatch.setattr("hf_lookbehind.finetune.rho_search.grid_search", lambda *_: pytest.fail("searched again"))
+    monkeypatch.setattr(
+        "hf_lookbehind.programs.tuning.rho_search.grid_search", lambda *_: pytest.fail("searched again")
+    )
     assert main([*flags, "--resume_from_checkpoint", "last"]) == 0
     assert json.loads((out / "all_results.json").read_text())["search_rho"] == 0.03
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_lookbehind.scripts.compare import main
+from hf_lookbehind.scripts.studies.__main__ import main
 
 ROOT = Path(__file__).parents[2]
 STUDIES = sorted(path.parent.name for path in (ROOT / "docs" / "studies").glob("*/runs.jsonl"))
@@ -16,7 +16,7 @@ STUDIES = sorted(path.parent.name for path in (ROOT / "docs" / "studies").glob("
 def test_a_report_is_that_of_its_runs(name, tmp_path, capsys):
     committed = ROOT / "docs" / "studies" / name
     shutil.copy(committed / "runs.jsonl", tmp_path)
-    assert main([f"studies/{name}.yaml", "--output_dir", str(tmp_path), "--report_only"]) == 0
+    assert main([f"{name}.yaml", "--output_dir", str(tmp_path), "--report_only"]) == 0
     for file in ("REPORT.md", "TUNING.md"):
         assert (tmp_path / file).read_text() == (committed / file).read_text()
 

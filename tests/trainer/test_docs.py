@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from hf_lookbehind import LookbehindConfig
-from hf_lookbehind.trainer.checkpoints import last_complete_checkpoint
+from hf_lookbehind.trainer.resume import last_complete_checkpoint
 from tests.libraries import SIZES, make_folder, make_tokenizer, texts
 
 DOCS = Path(__file__).parents[2] / "docs" / "trainers.md"

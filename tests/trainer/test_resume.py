@@ -13,7 +13,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 
 from hf_lookbehind import InputError
 from hf_lookbehind.trainer.callbacks import restore_counts
-from hf_lookbehind.trainer.checkpoints import last_complete_checkpoint
+from hf_lookbehind.trainer.resume import last_complete_checkpoint
 from tests.models import max_difference, weights_of
 from tests.training import images, make_model, make_trainer, train
 
@@ -113,7 +113,7 @@ def test_a_cut_checkpoint_is_named(tmp_path, monkeypatch):
     (tmp_path / "checkpoint-10" / "trainer_state.json").unlink()
     (tmp_path / "checkpoint-none").mkdir()
     said = []
-    monkeypatch.setattr("hf_lookbehind.trainer.checkpoints.logger.warning", said.append)
+    monkeypatch.setattr("hf_lookbehind.trainer.resume.logger.warning", said.append)
     assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-8")
     assert len(said) == 1 and "checkpoint-10 is passed over: it has no trainer_state.json" in said[0]
     (tmp_path / "checkpoint-8" / "checkpoint-is-incomplete.txt").touch()
@@ -124,7 +124,7 @@ def test_a_cut_checkpoint_is_named(tmp_path, monkeypatch):
 def test_resuming_under_another_config_warns_and_names_the_fields(tmp_path, monkeypatch, first):
     train(tmp_path, first, max_steps=2, save_strategy="steps", save_steps=2)
     said = []
-    monkeypatch.setattr("hf_lookbehind.trainer.checkpoints.logger.warning", said.append)
+    monkeypatch.setattr("hf_lookbehind.trainer.resume.logger.warning", said.append)
     make_trainer(tmp_path, dict(k=3, alpha=0.5, rho=0.1), max_steps=4).train(str(tmp_path / "checkpoint-2"))
     (message,) = said
     if first:
@@ -219,7 +219,7 @@ def test_callbacks_go_on_with_their_counts_and_the_arguments_of_now():
 def test_resuming_without_the_optimizer_warns(tmp_path, monkeypatch):
     train(tmp_path, CONFIG, max_steps=2, save_strategy="steps", save_steps=2, save_only_model=True)
     said = []
-    monkeypatch.setattr("hf_lookbehind.trainer.checkpoints.logger.warning", said.append)
+    monkeypatch.setattr("hf_lookbehind.trainer.resume.logger.warning", said.append)
     make_trainer(tmp_path, CONFIG, max_steps=3).train(str(tmp_path / "checkpoint-2"))
     assert len(said) == 1 and "checkpoint-2 holds the model only" in said[0]
 

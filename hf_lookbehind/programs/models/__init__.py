@@ -1,0 +1,1 @@
+"""Models: loaded for a task, with tokenizers and adapters."""

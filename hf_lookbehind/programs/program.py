@@ -1,0 +1,215 @@
+"""The course of every program: flags, data and model; a search, if one is wanted; training, evaluation, a table."""
+
+import copy
+import json
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from transformers.trainer_utils import IntervalStrategy
+from transformers.utils import logging
+
+from ..config import InputError
+from ..hub.card.measured import json_values
+from ..report import format_table, plot_training
+from . import card
+from .checks.earlier import forget_model, output_folder
+from .checks.rehearsal import rehearse
+from .checks.resuming import checkpoint_of, follow_optimizer, refuse_idle
+from .cli.arguments import FinetuningArguments
+from .cli.flags import Arguments, FlagParser
+from .cli.paths import resume_from
+from .cli.running import (
+    SEARCH_NAME,
+    Preempted,
+    RunStatus,
+    from_main_process,
+    is_main_process,
+    no_empty_folder,
+    quiet_libraries,
+    reported,
+    run_program,
+)
+from .cli.settings import settings_of
+from .cli.sharing import push_at_the_end
+from .task import Task
+from .tuning.rho_search import RhoSearch
+
+PLOT_NAME = "training.png"
+
+
+@dataclass
+class Results:
+    """A finished run: what its folder holds, at hand.
+
+    Attributes:
+        metrics: those of `all_results.json`. `train_gradient_passes` and `train_runtime` are of the whole training,
+            also where it was resumed, under whatever settings; the loss and the rates are of its last part.
+        trainer: with the final model (the best one with `--load_best_model_at_end`).
+        datasets: "train" and, where there are such, "validation" and "test"; preprocessed.
+        search: the table of the search, or nothing.
+        repo_id: of the repository that the folder was pushed to, or nothing.
+    """
+
+    metrics: dict[str, Any]
+    trainer: Any
+    datasets: Mapping[str, Any]
+    search: str = ""
+    repo_id: str = ""
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program that fine-tunes: its flags, and what it makes of them.
+
+    Attributes:
+        make_parser: gives the parser of the flags.
+        prepare: gives the data and a way to the model. What is wrong with any of them is found there, before a file is
+            written.
+    """
+
+    make_parser: Callable[[], FlagParser]
+    prepare: Callable[[Arguments], Task]
+
+    def train(self, argv: Sequence[str] | None = None, status: RunStatus | None = None) -> Results:
+        """Train, evaluate and save as the flags say.
+
+        Args:
+            argv: the flags; default: those of the command line.
+            status: told what happens, for `run_status.json`; also why the folder was not pushed where it should be.
+
+        Raises:
+            InputError: the input cannot be used, or the Hub not be written, or another run is going on in the folder;
+                nothing has been written, but for an image that is read only in training.
+            Preempted: SIGTERM has ended the training, after a checkpoint; nothing is evaluated.
+        """
+        with reported(status) as status:
+            return self._train(argv, status)
+
+    def _train(self, argv: Sequence[str] | None, status: RunStatus) -> Results:
+        with quiet_libraries():
+            args = self.make_parser().parse(argv)
+            training = args.training
+            status.output_dir = Path(training.output_dir or "")
+            folder = output_folder(args)
+            from_main_process(folder.check)
+            task = self.prepare(args)
+            if training.eval_strategy != "no" and "validation" not in task.datasets:
+                raise InputError(
+                    f"--eval_strategy {IntervalStrategy(training.eval_strategy).value} needs validation data: "
+                    "--train_val_split 0"
+                )
+            check_rating_flags(training, task.metrics.keys)
+            training.choose_best_metric(task.metrics.keys)
+            checkpoint = from_main_process(lambda: checkpoint_of(training))
+            search = RhoSearch(args, task) if args.search.rho_search is not None else None
+            rehearse(task, args, checkpoint)
+            probed = training
+            if search is not None:
+                # the handler of SIGTERM would keep the Trainer that is made before a search, and its model, for good
+                probed = copy.copy(training)
+                probed.enable_jit_checkpoint = False
+            with no_empty_folder(folder.path):
+                trainer = task.make_trainer(task.make_model(training.seed, args.model), probed, args.lookbehind)
+                hub = args.hub.checked(trainer) if args.hub is not None else None
+            if search is not None:
+                if search.result is None:
+                    # all that can be refused has been
+                    status.start(lambda: folder.take_over(keep=[SEARCH_NAME]))
+                del trainer
+                args = search.run()
+                trainer = task.make_trainer(task.make_model(training.seed, args.model), args.training, args.lookbehind)
+            follow_optimizer(args.training, checkpoint)
+            settings = settings_of(args)
+            refuse_idle(trainer, checkpoint, settings)
+        logging.set_verbosity(training.get_process_log_level())
+        status.start(folder.take_over)
+
+        record = trainer.training_record
+        record.begin(checkpoint, settings, card.command_of(args, self.prepare))
+        with hub.checkpoints_of(trainer) if hub is not None else nullcontext():
+            outcome = trainer.train(resume_from_checkpoint=resume_from(training.resume_from_checkpoint))
+        if trainer.was_preempted:
+            raise Preempted
+        if record.new_steps:
+            record.end(outcome.metrics["train_runtime"])
+        if record.new_steps and is_main_process():
+            forget_model(folder.path)
+        trainer.save_model()
+        results = _save_train_results(trainer, outcome.metrics | {"train_samples": len(task.datasets["train"])})
+        if is_main_process():
+            plot_training(trainer.state.log_history, folder.path / PLOT_NAME)
+        if search is not None:
+            results |= search.results
+            trainer.save_metrics("search", json_values(search.results))
+        results |= _rate(trainer, task.datasets)
+        if is_main_process():
+            card.write(replace(args, hub=hub), self.prepare, trainer, results)
+        repo_id = push_at_the_end(hub, status)
+        return Results(results, trainer, task.datasets, "" if search is None else search.table(), repo_id)
+
+    def main(self, argv: Sequence[str] | None = None) -> int:
+        """`train`, a table, and an exit code (see `run_program`)."""
+        return run_program(lambda status: self.train(argv, status), _show)
+
+
+def check_rating_flags(training: FinetuningArguments, metrics: Collection[str]) -> None:
+    """Refuse what leaves nothing that predictions could be rated by.
+
+    Raises:
+        InputError: names the flag.
+    """
+    if training.prediction_loss_only and metrics:
+        raise InputError("--prediction_loss_only is not supported: the program rates predictions")
+    for flag, is_given in (
+        ("eval_do_concat_batches false", not training.eval_do_concat_batches),
+        ("batch_eval_metrics", training.batch_eval_metrics),
+    ):
+        if is_given:
+            raise InputError(f"--{flag} is not supported: metrics want all batches in one")
+
+
+def _show(results: Results) -> None:
+    show_metrics(results.search, results.metrics, results.trainer.args.output_dir, results.repo_id)
+
+
+def show_metrics(table: str, metrics: Mapping[str, Any], folder: str | Path, repo_id: str) -> None:
+    """Print a table, one of the metrics, and where the model is now."""
+    rows = [
+        {"metric": name, "value": f"{value:.4g}" if isinstance(value, float) else str(value)}
+        for name, value in metrics.items()
+    ]
+    sys.stdout.write("".join(f"\n{table}\n" for table in (table, format_table(rows)) if table))
+    sys.stdout.write(f"\nsaved in {folder}{f' and pushed to {repo_id}' if repo_id else ''}\n")
+
+
+def _rate(trainer: Any, datasets: Mapping[str, Any]) -> dict[str, Any]:
+    """Rate the final model on what there is beside the training data, and save the metrics, which are returned."""
+    results = {}
+    if "validation" in datasets:
+        found = trainer.evaluate() | {"eval_samples": len(datasets["validation"])}
+        trainer.save_metrics("eval", json_values(found))
+        results |= found
+    if "test" in datasets:
+        found = {**(trainer.predict(datasets["test"]).metrics or {}), "test_samples": len(datasets["test"])}
+        trainer.save_metrics("test", json_values(found))
+        results |= found
+    return results
+
+
+def _save_train_results(trainer: Any, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Save the metrics of the training and the Trainer's state; returns the metrics.
+
+    Where a finished run was resumed and no step was left, what it has saved is kept and returned.
+    """
+    record = trainer.training_record
+    if record.new_steps:
+        results = {**metrics, "train_runtime": record.runtime, "train_gradient_passes": record.passes}
+        trainer.save_metrics("train", json_values(results))
+        trainer.save_state()
+        return results
+    path = Path(trainer.args.output_dir or "") / "train_results.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -1,0 +1,277 @@
+"""`--rho_search`: radii, and learning rates, tried on the validation split before the training."""
+
+import copy
+import json
+import math
+import os
+import shutil
+import signal
+import statistics
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils.memory import clear_device_cache
+
+from ...config import InputError, LookbehindConfig
+from ...hub.redact import command
+from ...report import format_plus_minus, format_table, mean_sd, plot_search
+from ..cli.arguments import FinetuningArguments, is_lower_better
+from ..cli.flags import Arguments
+from ..cli.paths import goes_on_in, resume_from
+from ..cli.running import (
+    DONE,
+    NOT_PUSHED,
+    SEARCH_NAME,
+    Preempted,
+    RunStatus,
+    from_main_process,
+    is_main_process,
+    one_line,
+)
+from ..task import Task
+from .grid import SearchResult, Settings, grid_search
+
+# About the default of each kind of ascent, a factor of two or so apart.
+USUAL_RADII = {"sam": (0.005, 0.01, 0.02, 0.05, 0.1), "asam": (0.1, 0.25, 0.5, 1.0, 2.0)}
+PLOT_NAME = "rho_search.png"
+TRIALS = "rho_search_trials"
+# With other values of these, a finished training of the search is what it would be.
+_WITHOUT_EFFECT = ("rho_search", "learning_rate_search", "search_seeds", "resume_from_checkpoint", "output_dir")
+# Added to the seed of the final training: the best of several scores flatters the seeds that it was found with.
+FIRST_SEED = 1000
+
+
+class RhoSearch:
+    """A training for each radius, learning rate and seed; the best mean score on the validation split wins.
+
+    The result goes to `rho_search.json` and `rho_search.png` in the output folder, and each training to the former as
+    soon as it is over: a search that was cut short goes on with the same flags. A training that is resumed takes what
+    the file says. The main process reads and writes, and all follow it.
+
+    Args:
+        args: of the final training, with what is tried.
+        task: to train on.
+
+    Raises:
+        InputError: a radius is not allowed, there is no ascent whose radius could be chosen, or no validation data; an
+            unfinished search of other flags is in the folder, or a damaged one.
+    """
+
+    def __init__(self, args: Arguments, task: Task) -> None:
+        self.args, self.task = args, task
+        self.folder = Path(args.training.output_dir or "")
+        self.path = self.folder / SEARCH_NAME
+        if args.lookbehind.k == 0:
+            raise InputError("--rho_search needs --k 1 or more: without an ascent there is no radius")
+        if args.lookbehind.rho is not None:
+            raise InputError(
+                f"--rho_search and --rho {args.lookbehind.rho} cannot both say the radius: give one of them"
+            )
+        if "validation" not in task.datasets:
+            raise InputError("--rho_search needs validation data: --train_val_split 0")
+        rates = args.search.learning_rate_search or [args.training.learning_rate]
+        self.grid = {"rho": _radii(args), "learning_rate": rates}
+        self.metric = args.training.metric_for_best_model or next(iter(task.metrics.keys), "loss")
+        self.metric = self.metric.removeprefix("eval_")
+        self.sign = -1 if is_lower_better(self.metric) else 1
+        if args.training.names_best_metric and args.training.greater_is_better is not None:
+            self.sign = 1 if args.training.greater_is_better else -1
+        self.seeds = [args.training.seed + FIRST_SEED + i for i in range(args.search.search_seeds)]
+        # what the scores are of
+        flags = command("", args.flags, leave_out=[f"--{name}" for name in _WITHOUT_EFFECT]).replace("\\\n", "")
+        examples = {name: len(data) for name, data in task.datasets.items()}
+        self.of: dict[str, Any] = {"metric": self.metric, "flags": " ".join(flags.split()), "examples": examples}
+        self.trials: list[dict[str, Any]]
+        self.result: SearchResult | None
+        self.trials, self.result = from_main_process(self._read)
+
+    def run(self) -> Arguments:
+        """Search, keep the result, and give the arguments of the final training."""
+        if self.result is None:
+            self._keep()
+            try:
+                with _ended_by_sigterm() if self.args.training.enable_jit_checkpoint else nullcontext():
+                    self.result = grid_search(self._score, self.grid, self.seeds)
+            finally:
+                if is_main_process():
+                    shutil.rmtree(self.folder / TRIALS, ignore_errors=True)
+            _let_go_of_models()
+            if all(math.isnan(row["mean"]) for row in self.result.table):
+                raise InputError(
+                    "--rho_search: every training diverged, or skipped most of its steps, whose gradients were not "
+                    "finite; try smaller radii or learning rates"
+                )
+            self._keep()
+            if is_main_process():
+                self._plot()
+        best = self.result.best
+        training = copy.copy(self.args.training)
+        training.learning_rate = best["learning_rate"]
+        return replace(self.args, lookbehind=replace(self.args.lookbehind, rho=best["rho"]), training=training)
+
+    def _score(self, settings: Settings, seed: int) -> float:
+        """The metric after one training, higher is better; nan where it came to no finite number, or hardly a step."""
+        for trial in self.trials:
+            if (trial["settings"], trial["seed"]) == (settings, seed):
+                return trial["score"]
+        score = self._train(settings, seed)
+        score = from_main_process(lambda: score)
+        self.trials.append({"settings": settings, "seed": seed, "score": score})
+        self._keep()
+        return score
+
+    def _train(self, settings: Settings, seed: int) -> float:
+        _let_go_of_models()
+        training = self._trial_arguments(settings["learning_rate"], seed)
+        lookbehind: LookbehindConfig = replace(self.args.lookbehind, rho=settings["rho"])
+        trainer = self.task.make_trainer(self.task.make_model(seed, self.args.model), training, lookbehind)
+        try:
+            trainer.train()
+            found = trainer.evaluate()
+        except FloatingPointError:
+            return math.nan
+        value = found[f"eval_{self.metric}"]
+        # a model that has hardly been trained is no result of its radius
+        if trainer.skipped_iterations > trainer.state.global_step / 2:
+            return math.nan
+        return self.sign * value if math.isfinite(found["eval_loss"]) and math.isfinite(value) else math.nan
+
+    def _trial_arguments(self, learning_rate: float, seed: int) -> FinetuningArguments:
+        trial = self.args.training.of_a_trial(str(self.folder / TRIALS))
+        trial.learning_rate, trial.seed = learning_rate, seed
+        if self.args.search.search_max_steps is not None:
+            trial.max_steps = self.args.search.search_max_steps
+        return trial
+
+    def _read(self) -> tuple[list[dict[str, Any]], SearchResult | None]:
+        """What the folder holds of this search: finished trainings, and the result. Called in the main process."""
+        trials = self.folder / TRIALS
+        if os.path.lexists(trials) and not (trials.is_dir() and not any(trials.iterdir())):
+            raise InputError(f"{trials} is in the way: the search keeps its trainings there")
+        if not self.path.is_file():
+            return [], None
+        is_resumed = goes_on_in(self.folder, resume_from(self.args.training.resume_from_checkpoint))
+        if not is_resumed and RunStatus(self.folder).exit_code() in (DONE, NOT_PUSHED):
+            return [], None  # of a run that is over: this is another one
+        try:
+            kept = json.loads(self.path.read_text(encoding="utf-8"))
+            found = [_trial_of(trial) for trial in kept["trials"]]
+            result = None if kept["result"] is None else _result_of(kept["result"])
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise InputError(f"{self.path} is damaged ({one_line(error)}): remove it, to search anew") from error
+        if is_resumed and result is not None:
+            return found, result
+        if found and {name: kept.get(name) for name in self.of} != self.of:
+            raise InputError(
+                f"{self.path} holds a search with other flags or data: give another folder, or remove the file"
+            )
+        return found, None
+
+    def _keep(self) -> None:
+        """Write what has been found so far."""
+        if not is_main_process():
+            return
+        result = None
+        if self.result is not None:
+            table = [{"settings": row["settings"], "scores": _json(row["scores"])} for row in self.result.table]
+            result = {"best": self.result.best, "table": table, "on_edge": self.result.on_edge}
+        trials = [trial | {"score": _json([trial["score"]])[0]} for trial in self.trials]
+        content = self.of | {"seeds": self.seeds, "trials": trials, "result": result}
+        # renamed into place: what interrupts the search leaves no half file
+        unfinished = self.path.with_name(f".{self.path.name}")
+        unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        unfinished.replace(self.path)
+
+    def _plot(self) -> None:
+        curves = {}
+        for rate in self.grid["learning_rate"]:
+            rows = [row for row in self._rows() if row["learning_rate"] == rate]
+            points = [mean_sd(row["values"]) for row in rows]
+            curves[f"learning rate {rate:g}"] = [row["rho"] for row in rows], *zip(*points, strict=True)
+        plot_search(curves, self.folder / PLOT_NAME, xlabel="rho", ylabel=f"validation {self.metric}")
+
+    def _rows(self) -> list[dict[str, Any]]:
+        assert self.result is not None
+        return [
+            row["settings"] | {"values": [self.sign * score for score in row["scores"]]} for row in self.result.table
+        ]
+
+    @property
+    def results(self) -> dict[str, float]:
+        """What was chosen."""
+        assert self.result is not None
+        return {f"search_{name}": value for name, value in self.result.best.items()}
+
+    def table(self) -> str:
+        """A row per setting."""
+        assert self.result is not None
+        best = self.result.best
+        rows = []
+        for row in self._rows():
+            chosen = all(row[name] == best[name] for name in best)
+            shown = {name: f"{row[name]:g}" for name in best}
+            rows.append(shown | {f"validation {self.metric}": _mean(row["values"]), "": "chosen" if chosen else ""})
+        return format_table(rows)
+
+
+def _let_go_of_models() -> None:
+    """A model under autocast refers to itself: that of the training before would live beside the next."""
+    clear_device_cache(garbage_collection=True)
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """In the block SIGTERM ends the program, as it does in a training that saves a checkpoint then."""
+
+    def end(*_: Any) -> None:
+        raise Preempted
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _trial_of(kept: Any) -> dict[str, Any]:
+    return {"settings": _settings_of(kept["settings"]), "seed": kept["seed"], "score": _scores_of([kept["score"]])[0]}
+
+
+def _result_of(kept: Any) -> SearchResult:
+    table = [{"settings": _settings_of(row["settings"]), "scores": _scores_of(row["scores"])} for row in kept["table"]]
+    table = [row | {"mean": statistics.fmean(row["scores"])} for row in table]
+    return SearchResult(_settings_of(kept["best"]), table, kept["on_edge"])
+
+
+def _settings_of(kept: Any) -> Settings:
+    return {name: float(kept[name]) for name in ("rho", "learning_rate")}
+
+
+def _scores_of(kept: Any) -> list[float]:
+    return [math.nan if score is None else float(score) for score in kept]
+
+
+def _json(scores: Sequence[float]) -> list[float | None]:
+    """JSON has no nan."""
+    return [None if math.isnan(score) else score for score in scores]
+
+
+def _radii(args: Arguments) -> list[float]:
+    given: Sequence[str] = args.search.rho_search or ()
+    if list(given) == ["grid"]:
+        return list(USUAL_RADII[args.lookbehind.ascent])
+    radii = []
+    for text in given:
+        try:
+            radii.append(float(text))
+            replace(args.lookbehind, rho=radii[-1])
+        except ValueError as error:
+            raise InputError(f"--rho_search {text!r} is not allowed: radii, 0 or more, or 'grid' alone") from error
+    return radii
+
+
+def _mean(values: Sequence[float]) -> str:
+    return f"{values[0]:.4f}" if len(values) == 1 else format_plus_minus(*mean_sd(values), digits=4)

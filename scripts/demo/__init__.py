@@ -1,0 +1,1 @@
+"""The demo: five methods on real images."""

@@ -1,0 +1,1 @@
+"""Studies: tasks x methods x budgets x seeds."""

@@ -1,0 +1,402 @@
+"""The report of a study: tables, intervals and figures, from its finished runs alone."""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hf_lookbehind.programs.cli.arguments import is_lower_better
+from hf_lookbehind.programs.tuning.grid import SearchResult
+from hf_lookbehind.report import (
+    Grid,
+    format_plus_minus,
+    format_table,
+    mean_sd,
+    paired_interval,
+    plot_accuracy_against_noise,
+    plot_against_cost,
+    plot_grids,
+    share_kept,
+)
+from hf_lookbehind.scripts.studies.study import Method, Study
+
+Record = dict[str, Any]
+Chosen = Mapping[tuple[str, str, str], SearchResult | None]  # by task, budget, method
+
+CURVES = 7  # in one figure
+
+
+@dataclass(frozen=True)
+class Column:
+    """Something that is measured of each run.
+
+    Attributes:
+        heading: for the reader.
+        value: of a record; None where the run diverged.
+        lower_is_better: False for an accuracy.
+        digits: that are shown.
+    """
+
+    heading: str
+    value: Callable[[Record], float | None]
+    lower_is_better: bool
+    digits: int
+
+
+class Report:
+    """What the finished runs of a study say.
+
+    Args:
+        study: what was asked.
+        chosen: the tuner's results; None where they are not complete.
+        records: the finished runs, by key.
+    """
+
+    def __init__(self, study: Study, chosen: Chosen, records: Mapping[str, Record]) -> None:
+        self.study, self.chosen = study, chosen
+        self.runs = {
+            (task, budget, method.name): self._runs(records, task, budget, method)
+            for task, budget, method in study.cells()
+        }
+        self.digits = 1 if study.scale == 100 else 3
+        noise, sharp = study.measures.get("weight_noise", {}), study.measures.get("sharpness", {})
+        self.columns = [self._metric_column(name) for name in (study.metric, *study.also)]
+        self.noise_columns = {s: self._noise_column(i, s) for i, s in enumerate(noise.get("sigmas", ())) if s > 0}
+        self.columns += self.noise_columns.values()
+        self.columns += [self._sharpness_column(i, rho) for i, rho in enumerate(sharp.get("rhos", ()))]
+
+    def _runs(self, records: Mapping[str, Record], task: str, budget: str, method: Method) -> dict[int, Record]:
+        """By seed."""
+        result = self.chosen[task, budget, method.name]
+        if result is None:
+            return {}
+        keys = {
+            seed: self.study.run(task, budget, method, result.best, seed, "report").key for seed in self.study.seeds
+        }
+        return {seed: records[key] for seed, key in keys.items() if key in records}
+
+    def _scaled(self, value: float | None) -> float | None:
+        return None if value is None else self.study.scale * value
+
+    def _metric_column(self, name: str) -> Column:
+        return Column(name, lambda r: self._scaled(r["metrics"].get(name)), is_lower_better(name), self.digits)
+
+    def _noise_column(self, i: int, sigma: float) -> Column:
+        lower_is_better = is_lower_better(self.study.measures["weight_noise"]["metric"])
+        return Column(f"noise {sigma:g}", lambda r: self._noise(r, i), lower_is_better, self.digits)
+
+    def _noise(self, record: Record, i: int) -> float | None:
+        return self._scaled(record["weight_noise"][i]["mean"]) if "weight_noise" in record else None
+
+    def _sharpness_column(self, i: int, rho: float) -> Column:
+        def rise(record: Record) -> float | None:
+            return record["sharpness"][i]["rise"] if "sharpness" in record else None
+
+        return Column(f"sharpness {rho:g}", rise, True, 3)
+
+    def _values(self, cell: tuple[str, str, str], column: Column) -> dict[int, float]:
+        """By seed; without the runs that diverged."""
+        values = {seed: column.value(record) for seed, record in self.runs[cell].items()}
+        return {seed: value for seed, value in values.items() if value is not None}
+
+    # ---- text ----
+
+    def text(self, figures: Sequence[Path]) -> str:
+        study = self.study
+        lines = [f"# {study.title}", "", self._introduction()]
+        for task, budget in itertools.product(study.tasks, study.budgets):
+            lines += ["", f"## {task}, equal {budget}", ""]
+            if not any(self.runs[task, budget, name] for name in study.methods):
+                lines.append("No run is finished.")
+                continue
+            lines.append(self.results_table(task, budget))
+            differences = list(self.differences(task, budget))
+            if differences:
+                lines += ["", "Paired differences: mean [95% interval], n seeds.", "", self._table_of(differences)]
+            lines += self._shares(task, budget)
+        lines += ["", "## Which claims show", "", *self.claims()]
+        lines += ["", "## Tuning", "", *self._warnings(), "", "All points of all grids: TUNING.md."]
+        lines += ["", *(f"![{path.stem}]({path.name})" for path in figures)]
+        return "\n".join(lines) + "\n"
+
+    def _introduction(self) -> str:
+        study = self.study
+        wanted = len(study.seeds) * len(self.runs)
+        found = sum(map(len, self.runs.values()))
+        said = [
+            f"`{study.metric}`{f' x {study.scale:g}' if study.scale != 1 else ''}, mean +- sd over the seeds "
+            f"{_list(study.seeds)}.",
+            f"Settings: the best mean `{study.select}` over the seeds {_list(study.tuning_seeds)}, which are not "
+            "reported; the same rule for every method.",
+        ]
+        if study.widen:
+            said.append(
+                "Grids were widened where the best lay on an edge, by at most "
+                f"{_list([f'{count} values of {name}' for name, count in study.widen.items()])}."
+            )
+        if study.metric.startswith("eval_"):
+            said.append("What is reported was measured on the data that settings were chosen on, which flatters it.")
+        noise, sharp = study.measures.get("weight_noise"), study.measures.get("sharpness")
+        if noise:
+            said.append(f"Noise sigma: multiplicative Gaussian noise on all weights, mean of {noise['draws']} draws.")
+        if sharp:
+            said.append(
+                f"Sharpness rho: the highest rise of the loss within that radius ({sharp['steps']} ascent steps, "
+                f"at most {sharp['max_examples']} examples of the {sharp['on']} data)."
+            )
+        if "gradients" in study.budgets:
+            said.append("Equal gradients: every method takes as many gradient passes as the costliest.")
+        said.append("Gradient passes are in gradients of a whole batch; seconds are of one training, on one thread.")
+        if found < wanted:
+            said.append(f"Not finished: {found} of {wanted} runs.")
+        return "\n".join(said)
+
+    def results_table(self, task: str, budget: str) -> str:
+        rows = []
+        for method in self.study.methods.values():
+            cell = task, budget, method.name
+            runs, result = list(self.runs[cell].values()), self.chosen[cell]
+            row: dict[str, Any] = {"method": method.label, "settings": "not tuned yet"}
+            if result is not None:
+                row["settings"] = _settings(result.best)
+            row["n"] = len(runs)
+            for column in self.columns:
+                row[column.heading] = _spread(list(self._values(cell, column).values()), column.digits)
+            for name in ("passes", "seconds"):
+                values = [run[name] for run in runs if "diverged" not in run]
+                row[name] = f"{mean_sd(values)[0]:.{0 if name == 'passes' else 1}f}" if values else ""
+            diverged = sum("diverged" in run for run in runs)
+            row["diverged"] = diverged or None
+            rows.append(row)
+        headings = {name: {"passes": "gradient passes"}.get(name, name) for name in rows[0]}
+        if not any(row["diverged"] for row in rows):
+            del headings["diverged"]
+        return format_table(rows, headings)
+
+    def differences(self, task: str, budget: str) -> Iterator[dict[str, Any]]:
+        """Of each method and each it is compared with, by column: mean, low, high, n; only what has a pair."""
+        for baseline, method in itertools.product(self.study.against, self.study.methods):
+            if method == baseline or (method in self.study.against and self._order(method) < self._order(baseline)):
+                continue
+            for column in self.columns:
+                a, b = (self._values((task, budget, name), column) for name in (method, baseline))
+                seeds = sorted(set(a) & set(b))
+                if seeds:
+                    mean, low, high = paired_interval([a[s] for s in seeds], [b[s] for s in seeds])
+                    pair = {"method": method, "baseline": baseline, "column": column, "task": task, "budget": budget}
+                    yield pair | {"mean": mean, "low": low, "high": high, "n": len(seeds)}
+
+    def _order(self, method: str) -> int:
+        return self.study.against.index(method)
+
+    def _table_of(self, differences: Sequence[dict[str, Any]]) -> str:
+        rows: dict[str, dict[str, Any]] = {}
+        for found in differences:
+            row = rows.setdefault(self._pair(found, "-"), {"difference": self._pair(found, "-"), "n": found["n"]})
+            row[found["column"].heading] = _interval(found)
+        return format_table(list(rows.values()), {"difference": "difference", **self._headings(), "n": "n"})
+
+    def _shares(self, task: str, budget: str) -> list[str]:
+        """A table of what the other methods keep of one's gain over another."""
+        if not self.study.share:
+            return []
+        ends = [self.study.share[name] for name in ("over", "of")]
+        over, of = (self.study.methods[name].label for name in ends)
+        rows = []
+        for method in self.study.methods.values():
+            if method.name not in ends:
+                found = {c.heading: self._share((task, budget), [method.name, *ends], c) for c in self.columns}
+                rows.append({"method": method.label} | found)
+        if not any(value for row in rows for value in list(row.values())[1:]):
+            return []
+        said = f"The share that is kept of what {of} gains over {over}: ratio of means [95% bootstrap interval]."
+        return ["", said, "", format_table(rows, {"method": "method", **self._headings()})]
+
+    def _share(self, cell: tuple[str, str], methods: Sequence[str], column: Column) -> str:
+        sign = -1 if column.lower_is_better else 1
+        values = [self._values((*cell, name), column) for name in methods]
+        seeds = sorted(set.intersection(*map(set, values)))
+        if len(seeds) < 2:
+            return ""
+        found = share_kept(*([sign * of_method[seed] for seed in seeds] for of_method in values))
+        return "gain unclear" if found is None else "{:.2f} [{:.2f}, {:.2f}]".format(*found)
+
+    def _headings(self) -> dict[str, str]:
+        return {column.heading: column.heading for column in self.columns}
+
+    def _pair(self, found: dict[str, Any], between: str) -> str:
+        methods = self.study.methods
+        return f"{methods[found['method']].label} {between} {methods[found['baseline']].label}"
+
+    def claims(self) -> list[str]:
+        """A line for each pair of methods of a task and budget: which intervals leave out 0, and on which side."""
+        lines, shown, total = [], 0, 0
+        for task, budget in itertools.product(self.study.tasks, self.study.budgets):
+            judged = [found for found in self.differences(task, budget) if not math.isnan(found["low"])]
+            for pair, group in itertools.groupby(judged, lambda found: self._pair(found, "against")):
+                verdicts: dict[str, list[str]] = {"better": [], "worse": [], "no difference shown": []}
+                for found in group:
+                    verdicts[_verdict(found)].append(found["column"].heading)
+                total += sum(map(len, verdicts.values()))
+                shown += len(verdicts["better"]) + len(verdicts["worse"])
+                said = "; ".join(f"{verdict}: {', '.join(names)}" for verdict, names in verdicts.items() if names)
+                lines.append(f"- {task}, equal {budget}, {pair}: {said}.")
+        if not lines:
+            return ["None can be judged: two seeds and two methods are needed."]
+        return [
+            f"{shown} of {total} intervals leave out 0. Were there no difference anywhere, about {total / 20:.1f} "
+            "would by chance.",
+            "",
+            *lines,
+        ]
+
+    def _warnings(self) -> list[str]:
+        lines = []
+        for (task, budget, method), result in self.chosen.items():
+            if result is not None and result.on_edge:
+                at = _settings({name: result.best[name] for name in result.on_edge})
+                lines.append(
+                    f"- {task}, equal {budget}, {self.study.methods[method].label}: {at} is on the edge of its grid; "
+                    "a better value may lie outside"
+                )
+        return lines or ["All chosen settings that were tuned lie inside their grids, or no method was tuned."]
+
+    def tuning(self) -> str:
+        """Every point that was tried."""
+        rows = []
+        sign = -1 if is_lower_better(self.study.select) else 1
+        for (task, budget, method), result in self.chosen.items():
+            for point in result.table if result is not None else ():
+                scores = [sign * self.study.scale * score for score in point["scores"]]
+                row = {"task": task, "budget": budget, "method": self.study.methods[method].label}
+                row |= {"settings": _settings(point["settings"]), self.study.select: _spread(scores, self.digits)}
+                rows.append(row | {"": "chosen" if point["settings"] == result.best else None})
+        table = format_table(rows) if rows else "No method has been tuned to the end."
+        return f"# {self.study.title}: tuning\n\nMean +- sd over the tuning seeds.\n\n{table}\n"
+
+    # ---- figures ----
+
+    def draw(self, folder: Path) -> list[Path]:
+        """Figures of at most 7 curves each; those that the others are compared with are in all of them."""
+        paths = []
+        unit = " (%)" if self.study.scale == 100 else ""
+        ylabel = f"{self.study.metric}{unit}"
+        for task in self.study.tasks:
+            for number, names in enumerate(self._groups(), 1):
+                part = f"-{number}" if len(self._groups()) > 1 else ""
+                for budget in self.study.budgets:
+                    at, name = {"title": f"{task}, equal {budget}"}, f"{task}-{budget}{part}.png"
+                    if len(self._noise_levels()) > 1:
+                        at_noise = at | {"ylabel": f"{self.study.measures['weight_noise']['metric']}{unit}"}
+                        curves = self._by_label(names, lambda m, of=(task, budget): self._noise_curve((*of, m)))
+                        paths += _drawn(plot_accuracy_against_noise, curves, folder / f"noise-{name}", **at_noise)
+                    if self.study.curve:
+                        at_each = at | {"xlabel": self.study.curve["xlabel"], "ylabel": ylabel}
+                        curves = self._by_label(names, lambda m, of=(task, budget): self._metric_curve((*of, m)))
+                        paths += _drawn(plot_accuracy_against_noise, curves, folder / f"curve-{name}", **at_each)
+                curves = self._by_label(names, lambda m, task=task: self._cost_curve(task, m))
+                text = {"xlabel": "gradient passes", "ylabel": ylabel, "title": task}
+                paths += _drawn(plot_against_cost, curves, folder / f"cost-{task}{part}.png", **text)
+            for budget in self.study.budgets if self.study.show_grids else ():
+                path = folder / f"grids-{task}-{budget}.png"
+                paths += _drawn(plot_grids, self._grids(task, budget), path, title=f"{task}, equal {budget}")
+        return paths
+
+    def _groups(self) -> list[list[str]]:
+        baselines = self.study.against[: CURVES - 1]
+        others = [name for name in self.study.methods if name not in baselines]
+        size = CURVES - len(baselines)
+        parts = [{*baselines, *others[i : i + size]} for i in range(0, max(len(others), 1), size)]
+        return [[name for name in self.study.methods if name in part] for part in parts]
+
+    def _by_label(self, names: Sequence[str], curve: Callable[[str], Any]) -> dict[str, Any]:
+        curves = {self.study.methods[name].label: curve(name) for name in names}
+        return {label: points for label, points in curves.items() if points[0]}
+
+    def _noise_curve(self, cell: tuple[str, str, str]) -> tuple[list[float], list[float], list[float]]:
+        values = [(sigma, list(self._values(cell, column).values())) for sigma, column in self._noise_levels().items()]
+        return _unzip([(sigma, *mean_sd(v)) for sigma, v in values if v])
+
+    def _noise_levels(self) -> dict[float, Column]:
+        """By sigma; at 0 what is reported, if it is the same metric."""
+        noise = self.study.measures.get("weight_noise")
+        is_same = noise is not None and noise["metric"] == self.study.metric
+        return ({0.0: self.columns[0]} if is_same else {}) | self.noise_columns
+
+    def _metric_curve(self, cell: tuple[str, str, str]) -> tuple[list[float], list[float], list[float]]:
+        columns = map(self._metric_column, self.study.curve["metrics"])
+        values = [(i, list(self._values(cell, column).values())) for i, column in enumerate(columns, 1)]
+        return _unzip([(i, *mean_sd(v)) for i, v in values if v])
+
+    def _grids(self, task: str, budget: str) -> dict[str, Grid]:
+        """Mean scores of the tuning, of methods with two settings, as differences from the first baseline's best."""
+        baseline = self.chosen[task, budget, self.study.against[0]] if self.study.against else None
+        if baseline is None:
+            return {}
+        zero, grids = max(point["mean"] for point in baseline.table), {}
+        for method in self.study.methods.values():
+            result = self.chosen[task, budget, method.name]
+            if result is not None and len(result.grid) == 2:
+                scores = iter([self.study.scale * (point["mean"] - zero) for point in result.table])
+                rows, columns = result.grid.items()
+                grids[method.label] = Grid(rows, columns, [[next(scores) for _ in columns[1]] for _ in rows[1]])
+        return grids
+
+    def _cost_curve(self, task: str, method: str) -> tuple[list[float], list[float], list[float]]:
+        points = set()
+        for budget in self.study.budgets:
+            cell = task, budget, method
+            values = list(self._values(cell, self.columns[0]).values())
+            if values:
+                points.add(
+                    (
+                        mean_sd([run["passes"] for run in self.runs[cell].values() if "diverged" not in run])[0],
+                        *mean_sd(values),
+                    )
+                )
+        return _unzip(sorted(points))
+
+
+def _drawn(plot: Callable[..., Path], curves: Mapping[str, Any], path: Path, **text: str) -> list[Path]:
+    return [plot(curves, path, **text)] if curves else []
+
+
+def _unzip(points: Sequence[tuple[float, float, float]]) -> tuple[list[float], list[float], list[float]]:
+    return [x for x, _, _ in points], [mean for _, mean, _ in points], [sd for _, _, sd in points]
+
+
+def _list(values: Sequence[Any]) -> str:
+    return ", ".join(map(str, values))
+
+
+def _settings(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {f'{v:g}' if isinstance(v, float) else v}" for name, v in settings.items()) or "fixed"
+
+
+def _spread(values: Sequence[float], digits: int) -> str:
+    if not values:
+        return ""
+    return format_plus_minus(*mean_sd(values), digits) if len(values) > 1 else f"{values[0]:.{digits}f}"
+
+
+def _verdict(found: dict[str, Any]) -> str:
+    """What an interval says."""
+    if found["low"] <= 0 <= found["high"]:
+        return "no difference shown"
+    return "better" if (found["mean"] < 0) == found["column"].lower_is_better else "worse"
+
+
+def _interval(found: dict[str, Any]) -> str:
+    digits = found["column"].digits
+    if math.isnan(found["low"]):
+        return f"{found['mean']:+.{digits}f}"
+    return f"{found['mean']:+.{digits}f} [{found['low']:+.{digits}f}, {found['high']:+.{digits}f}]"
+
+
+def write_report(study: Study, chosen: Chosen, records: Mapping[str, Record], folder: Path) -> None:
+    """Write REPORT.md, TUNING.md and the figures."""
+    report = Report(study, chosen, records)
+    (folder / "REPORT.md").write_text(report.text(report.draw(folder)), encoding="utf-8")
+    (folder / "TUNING.md").write_text(report.tuning(), encoding="utf-8")
