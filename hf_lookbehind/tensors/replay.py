@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import InputError
-from .copies import bytes_of, same_bytes
+from .copies import bytes_of
 from .counters import Counter, counters, restore
 
 # A buffer of integers or of single bytes that has more elements than this holds quantised weights, masks, indices.
@@ -94,11 +94,6 @@ class SameFunction:
             _restore_buffers(self._after)
             restore(self._counters_after, as_copies=False)
 
-    def leaves_the_same(self, random_state: tuple[Any, ...]) -> bool:
-        """Whether generators are now in this state, and buffers as the first pass left them."""
-        assert self._after is not None
-        return _are_equal(self.random_state(), random_state) and all(b.is_unchanged() for b in self._after)
-
     def random_state(self) -> tuple[Any, ...]:
         """Of all generators that are replayed."""
         devices = {d: torch.get_device_module(d).get_rng_state(*_index(d)) for d in self._devices}
@@ -127,10 +122,6 @@ class _Buffer(NamedTuple):
         """Whether any byte of the tensor is another than in the copy (nan is nan then)."""
         assert self.tensor is not None and self.values is not None
         return (bytes_of(self.tensor) != bytes_of(self.values)).any()
-
-    def is_unchanged(self) -> bool:
-        """Whether the module's buffer has the values of the copy."""
-        return same_bytes(self.module._buffers.get(self.name), self.values)
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -213,12 +204,3 @@ def _written(buffers: list[_Buffer]) -> list[_Buffer]:
     flags = torch.stack([d.to(differ[0].device) for d in differ]).tolist() if differ else []
     written = [b for b, replaced in zip(buffers, is_replaced, strict=True) if replaced]
     return written + [b for b, flag in zip(compared, flags, strict=True) if flag]
-
-
-def _are_equal(a: Any, b: Any) -> bool:
-    """Of states of generators: tuples, dicts, arrays and tensors in one another."""
-    if isinstance(a, tuple):
-        return len(a) == len(b) and all(map(_are_equal, a, b))
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(_are_equal(a[key], b[key]) for key in a)
-    return torch.equal(a, b) if isinstance(a, Tensor) else bool(np.all(a == b))

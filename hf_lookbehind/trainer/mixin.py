@@ -4,7 +4,6 @@
 # pyright: reportOptionalMemberAccess=false, reportArgumentType=false, reportIncompatibleMethodOverride=false, reportAttributeAccessIssue=false
 
 import contextlib
-import functools
 import itertools
 import os
 from collections.abc import Callable, Iterator
@@ -28,7 +27,6 @@ from .hub import init_repository, push_checkpoint, token_left_out
 from .hyperparameter_search import choose_trial_settings
 from .logs import IterationLog
 from .resume import find_best_again, last_complete_checkpoint, warn_if_config_differs
-from .sparing import Sparing, WholePassNeededError
 from .support import refuse_unsupported
 from .trained import trained_module
 from .weights import load_weights, refuse_other_model
@@ -90,7 +88,6 @@ class LookbehindMixin(_Trainer):
         self.lookbehind_config = lookbehind_config
         self.transform_gradient = transform_gradient
         self._lookbehind: Lookbehind | None = None
-        self._sparing: Sparing | None = None
         self._calibration: RhoCalibration | None = None
         self._window: list[MicroBatch] = []
         self._hooks: list[Any] = []
@@ -156,18 +153,12 @@ class LookbehindMixin(_Trainer):
             with self._logging_off():
                 return _sum(self._window_gradient(model, self._draw_part(window_as_given())))
 
-        first_closure = part_closure if self.lookbehind_config.ascent_fraction < 1 else closure
-        begin = functools.partial(
-            self._lookbehind.begin,
+        self._lookbehind.begin(
             closure,
             lambda: self._inner_descent(model, next(pass_indices)),
-            ascent_closure=lambda: self._sparing.run(first_closure),
+            ascent_closure=part_closure if self.lookbehind_config.ascent_fraction < 1 else None,
             full=is_full,
         )
-        try:
-            begin()
-        except WholePassNeededError:  # nothing has been done so far, and nothing will be spared from now on
-            begin()
         return losses
 
     @contextlib.contextmanager
@@ -255,7 +246,6 @@ class LookbehindMixin(_Trainer):
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         self._lookbehind = Lookbehind(trained_module(self), self.optimizer, self.lookbehind_config, counting=[self])
-        self._sparing = Sparing(self, self._lookbehind)
         if self.accelerator.scaler is not None:
             self._lookbehind.gradient_scale = self.accelerator.scaler.get_scale
         self._prepare_calibration(resume_from_checkpoint)
@@ -302,7 +292,7 @@ class LookbehindMixin(_Trainer):
                 for hook in self._hooks:
                     hook.remove()
                 self.remove_callback(GradientWatch)
-                self._window, self._hooks, self._lookbehind, self._sparing = [], [], None, None
+                self._window, self._hooks, self._lookbehind = [], [], None
                 self._lookbehind_watch = None
 
     def _init_training_state(

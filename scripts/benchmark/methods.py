@@ -326,7 +326,6 @@ SINGLE: tuple[tuple[str, dict[str, Any], int], ...] = (
     (CORE, {"k": 0}, NEVER),
     (CORE, {"k": 1, "target_parameters": ["(?i)norm"]}, NEVER),
     (SPARED, {"k": 1, "target_parameters": ["(?i)norm"]}, NEVER),
-    (TRAINER, {"k": 1, "target_parameters": ["(?i)norm"]}, NEVER),
     (CORE, {"k": 1, "ascent_fraction": 1 / 8}, 1),
     (CORE, {"k": 1, "ascent_fraction": 1 / 4}, NEVER),
     (CORE, {"k": 1, "ascent_every": 2}, NEVER),
