@@ -7,6 +7,7 @@ import subprocess
 import sys
 import sysconfig
 import venv
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -28,9 +29,12 @@ print("every program helps")
 """
 
 
+PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
+
+
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory):
-    """The scripts folder of a new environment in which a wheel of this clone is installed, beside the dependencies."""
+def wheel(tmp_path_factory):
+    """The wheel of this clone."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     source.mkdir()
@@ -38,22 +42,40 @@ def installed(tmp_path_factory):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
-    build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(source)]
+    build = [*PIP, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(source)]
     subprocess.run(build, check=True)
+    [wheel] = folder.glob("*.whl")
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def installed(wheel):
+    """The scripts folder of a new environment in which the wheel is installed, beside the dependencies."""
+    folder = wheel.parent
     venv.create(folder / "venv", with_pip=False)
     paths = sysconfig.get_paths(vars={"base": str(folder / "venv"), "platbase": str(folder / "venv")})
     # the dependencies, but not the clone: a .pth file that is found over another is not read
     (Path(paths["purelib"]) / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    [wheel] = folder.glob("*.whl")
     python = str(Path(paths["scripts"]) / "python")
-    subprocess.run([*pip, "--python", python, "install", "--no-deps", "--no-index", str(wheel)], check=True)
+    subprocess.run([*PIP, "--python", python, "install", "--no-deps", "--no-index", str(wheel)], check=True)
     return Path(paths["scripts"])
 
 
 def run(*command, cwd):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     return subprocess.run([*map(str, command)], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_it_holds_the_package_and_the_users_programs_and_no_tool_of_the_maintainers(wheel):
+    package = ROOT / "hf_lookbehind"
+    expected = {*package.rglob("*.py"), *package.rglob("*.md"), package / "py.typed"}
+    expected |= {*(ROOT / "scripts").glob("*.py"), *(ROOT / "scripts" / "recipes").glob("*")}
+    names = {path.relative_to(ROOT).as_posix() for path in expected}
+    with zipfile.ZipFile(wheel) as archive:
+        texts = {name: archive.read(name).decode() for name in archive.namelist() if ".dist-info/" not in name}
+    assert texts.keys() == {name.replace("scripts/", "hf_lookbehind/scripts/") for name in names}
+    for word in ("apt-get", "fcntl", "unittest"):
+        assert [name for name, text in texts.items() if word in text] == []
 
 
 def test_every_program_helps(installed, tmp_path):

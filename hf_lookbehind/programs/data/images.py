@@ -22,8 +22,8 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from ...config import InputError
-from .sources import Part
 from ..cli.running import is_main_process, one_line
+from .sources import Part
 
 CORRUPTIONS = ("none", "noise", "rotation", "negative")
 AUGMENTATIONS = ("none", "crop", "crop_flip")

@@ -9,9 +9,9 @@ from datasets import ClassLabel, Value
 
 from ...config import InputError
 from ..cli.arguments import DataArguments
-from .sources import Part, quoted
-from .json_files import is_mixed
 from ..models.loading import A_NUMBER, MANY_LABELS, ONE_LABEL
+from .json_files import is_mixed
+from .sources import Part, quoted
 from .spelling import are_fractions, check_spelling, in_order, number_of, spelling
 
 

@@ -13,9 +13,9 @@ from datasets.exceptions import DatasetsError
 
 from ...config import InputError
 from ..cli.arguments import DataArguments
+from ..cli.running import one_line
 from .caching import cache_for, state_of
 from .json_files import is_mixed, unmixed
-from ..cli.running import one_line
 from .rows import READERS, joined, read_rows
 
 

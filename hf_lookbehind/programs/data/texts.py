@@ -11,11 +11,11 @@ from datasets.exceptions import DatasetsError
 
 from ...config import InputError
 from ..cli.arguments import DataArguments
-from .sources import Part, load_splits
-from .json_files import is_mixed
 from ..cli.paths import exists
 from ..cli.running import one_line
+from .json_files import is_mixed
 from .rows import NoRows, joined, read_rows
+from .sources import Part, load_splits
 
 TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 # a Parquet file that cannot be read is a ValueError

@@ -1,0 +1,1 @@
+"""Data: sources, rows, images, labels, texts in blocks."""
