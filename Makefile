@@ -1,6 +1,6 @@
 # Everything runs in .venv, which `make venv` creates; the system's Python is only asked to make it.
 .DEFAULT_GOAL := help
-.PHONY: help venv demo cards demo-settings bench bench-check study-cheaper study data test test-quantised test-all quality style clean
+.PHONY: help venv demo cards demo-settings bench bench-check study data test test-quantised test-all quality style clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -46,9 +46,6 @@ bench: $(STAMP)  ## measure time and memory beside the floor and other implement
 bench-check: $(STAMP)  ## compare with the stored ratios, on a quiet machine
 	$(BIN)/python scripts/benchmark --check
 
-study-cheaper: $(STAMP)  ## how much of SAM's gain the cheaper modes keep: runs/study-cheaper/
-	$(BIN)/python scripts/study_cheaper.py
-
 study: $(STAMP)  ## run a study, or go on with it: make study NAME=rho [DATA=data] [TASKS=...]; runs/studies/rho/
 	$(BIN)/python scripts/studies $(NAME).yaml $(if $(DATA),--data $(DATA)) $(if $(TASKS),--tasks $(TASKS))
 
@@ -75,5 +72,5 @@ style: $(STAMP)  ## mend lint and formatting where that can be done automaticall
 	$(BIN)/ruff format $(SOURCES)
 
 clean:  ## remove everything that these targets made
-	rm -rf $(VENV) build runs/demo runs/demo-settings runs/benchmark runs/study-cheaper *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) build runs/demo runs/demo-settings runs/benchmark *.egg-info .pytest_cache .ruff_cache
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
