@@ -1,4 +1,4 @@
-"""What `benchmark.py` runs on: models with one batch of random data each."""
+"""What the benchmark runs on: models with one batch of random data each."""
 
 import importlib.util
 import time

@@ -1,4 +1,4 @@
-"""What `benchmark.py` counts: copies of the parameters, tensor operations, reductions over processes. No clock."""
+"""What the benchmark counts: copies of the parameters, tensor operations, reductions over processes. No clock."""
 
 import gc
 import json

@@ -1,4 +1,4 @@
-"""The GPU section of `benchmark.py`: time, kernel launches, synchronisations and streams of an iteration."""
+"""The GPU section of the benchmark: time, kernel launches, synchronisations and streams of an iteration."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""What `benchmark.py` compares: ways to spend one iteration on a workload. A new row is one line in a table here."""
+"""What the benchmark compares: ways to spend one iteration on a workload. A new row is one line in a table here."""
 
 import importlib.util
 from collections.abc import Callable, Sequence

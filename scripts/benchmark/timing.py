@@ -1,4 +1,4 @@
-"""How `benchmark.py` measures time: methods take turns on one workload, plain steps between them."""
+"""How the benchmark measures time: methods take turns on one workload, plain steps between them."""
 
 import gc
 import statistics

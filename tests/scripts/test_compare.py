@@ -22,6 +22,7 @@ from hf_lookbehind import InputError
 from hf_lookbehind.programs.cli.lock import hold
 from hf_lookbehind.report import mean_sd, paired_interval
 from hf_lookbehind.scripts.studies import __main__ as compare
+from hf_lookbehind.scripts.studies import comparison
 from hf_lookbehind.scripts.studies import report as compare_report
 from hf_lookbehind.scripts.studies import runs as compare_runs
 from hf_lookbehind.scripts.studies.reading import RECIPES, read_study
@@ -173,7 +174,7 @@ class Imagined:
 
 
 def test_a_grid_is_widened_as_long_as_its_best_lies_on_an_edge(tmp_path, monkeypatch):
-    monkeypatch.setattr(compare, "Workers", Imagined)
+    monkeypatch.setattr(comparison, "Workers", Imagined)
     study, output = write(tmp_path, STUDY | {"widen": {"learning_rate": 2}}), tmp_path / "out"
     code, said = run(study, output)
     assert code == 0, said
@@ -198,7 +199,7 @@ def test_a_grid_is_widened_as_long_as_its_best_lies_on_an_edge(tmp_path, monkeyp
 
 
 def test_some_tasks_of_a_study_can_be_run_alone_and_the_report_is_of_all(tmp_path, monkeypatch):
-    monkeypatch.setattr(compare, "Workers", Imagined)
+    monkeypatch.setattr(comparison, "Workers", Imagined)
     study, output = write(tmp_path, STUDY | {"tasks": {"clean": {}, "wrong": {"label_noise": 0.5}}}), tmp_path / "out"
     code, said = run(study, output, "--tasks", "wrong")
     assert code == 0, said
@@ -281,7 +282,7 @@ def test_the_share_of_a_gain_that_is_kept_is_reported_where_the_gain_is_clear(fi
 def test_what_is_better_when_lower_is_tuned_downwards(finished, tmp_path):
     _, output, _ = finished
     study = read_study(write(tmp_path, STUDY | {"select": "eval_loss"}))
-    chosen = compare.Comparison(study, output, tmp_path, 1).chosen("clean", "steps", study.methods["plain"])
+    chosen = comparison.Comparison(study, output, tmp_path, 1).chosen("clean", "steps", study.methods["plain"])
     tuned = [r for r in records(output) if (r["method"], r["phase"], r["budget"]) == ("plain", "tuning", "steps")]
     assert chosen.best == min(tuned, key=lambda r: r["metrics"]["eval_loss"])["settings"]
 
@@ -323,7 +324,7 @@ def test_a_finished_study_trains_nothing_again_and_its_report_comes_from_the_fil
     study, output, _ = finished
     before, text = (output / "runs.jsonl").read_bytes(), (output / "REPORT.md").read_text()
     monkeypatch.setattr(compare_runs, "train_and_measure", None)
-    monkeypatch.setattr(compare, "train_and_measure", None)
+    monkeypatch.setattr(comparison, "train_and_measure", None)
     for flags in ((), ("--report_only",)):
         (output / "REPORT.md").unlink()
         code, said = run(study, output, *flags)
