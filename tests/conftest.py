@@ -1,14 +1,51 @@
-"""What holds for all tests."""
+"""What holds for all tests: what takes most of the time of a tiny training, and changes nothing of it, is left out."""
+
+import gc
+from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
+
+from hf_lookbehind.programs.checks.rehearsal import rehearse
+
+REHEARSING = ("hf_lookbehind.programs.program", "hf_lookbehind.scripts.run_lifelong")
+SAVE = Figure.savefig
+
+
+def pytest_collection_finish():
+    """Accelerate collects garbage in every training: what was imported is not searched each time."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_runtest_setup():
+    """After a test that has undone it."""
+    if not gc.get_freeze_count():
+        pytest_collection_finish()
+
+
+def save_no_figure(figure, path, **_):
+    Path(path).write_bytes(b"\x89PNG")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def abridged():
+    """No program rehearses its training, or draws what it saves.
+
+    The tests in `test_rehearsal.py` call the rehearsal themselves, and hold that it changes no bit of what follows.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        for module in REHEARSING:
+            patch.setattr(f"{module}.rehearse", lambda *_: None)
+        patch.setattr(Figure, "savefig", save_no_figure)
+        yield
 
 
 @pytest.fixture(autouse=True)
-def no_rehearsal(request, monkeypatch):
-    """A program's rehearsal doubles the time of a tiny training: only tests that are marked for it have it.
-
-    Those of `test_rehearsal.py` call it themselves, and hold that it changes no bit of what follows.
-    """
-    if request.node.get_closest_marker("rehearsed") is None:
-        for module in ("hf_lookbehind.programs.program", "hf_lookbehind.scripts.run_lifelong"):
-            monkeypatch.setattr(f"{module}.rehearse", lambda *_: None)
+def unabridged(request, monkeypatch):
+    """But in tests that are marked for it."""
+    if request.node.get_closest_marker("rehearsed"):
+        for module in REHEARSING:
+            monkeypatch.setattr(f"{module}.rehearse", rehearse)
+    if request.node.get_closest_marker("drawn"):
+        monkeypatch.setattr(Figure, "savefig", SAVE)

@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 # Children start from a server that has imported everything once.
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["tests.training"])
+context.set_forkserver_preload(["tests.training", "hf_lookbehind.programs.program"])
 
 TIMEOUT = 240
 

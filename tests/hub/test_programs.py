@@ -13,16 +13,16 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageClassification,
     AutoModelForSeq2SeqLM,
-    AutoModelForSequenceClassification,
 )
 
-from hf_lookbehind.hub import push_folder
 from hf_lookbehind.hub.push import Push
 from hf_lookbehind.scripts.push import main as push
 from hf_lookbehind.scripts.run_image_classification import main as train_images
 from hf_lookbehind.scripts.run_text_classification import main as train_texts
 from hf_lookbehind.trainer.hub import UPLOADING, CheckpointPushes
+from tests.caches import set_caches
 from tests.hub.live import load_in_fresh_process
+from tests.hub_server import Repo
 from tests.processes import run_group
 from tests.scripts import test_run_clm as clm
 from tests.scripts import test_run_seq2seq as seq2seq
@@ -30,19 +30,8 @@ from tests.scripts import test_run_text_classification as texts
 from tests.scripts.test_run_text_classification import NEW_MODEL, QUICK, table
 
 TINY = "hidden_size=16,num_hidden_layers=1,num_attention_heads=2,intermediate_size=16"
-DIGITS = ["--dataset_name", "digits", "--train_split", "train[:64]", "--augmentation", "none"]
-DIGITS += [
-    "--config_overrides",
-    TINY,
-    "--max_steps",
-    "2",
-    "--save_strategy",
-    "no",
-    "--disable_tqdm",
-    "true",
-    "--k",
-    "1",
-]
+DIGITS = ["--dataset_name", "digits", "--train_split", "train[:64]", "--augmentation", "none", "--k", "1"]
+DIGITS += ["--config_overrides", TINY, "--max_steps", "2", "--save_strategy", "no", "--disable_tqdm", "true"]
 PUSH = ["--push_to_hub", "--hub_model_id", "user/model"]
 SHORT = [*QUICK, "--max_steps", "2", "--save_strategy", "no"]
 CANARY = "hf_canarycanarycanary"
@@ -50,10 +39,7 @@ CANARY = "hf_canarycanarycanary"
 
 @pytest.fixture(autouse=True)
 def caches(monkeypatch, tmp_path):
-    monkeypatch.setattr("evaluate.config.HF_METRICS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("evaluate.config.HF_EVALUATE_OFFLINE", True)
+    set_caches(monkeypatch, tmp_path)
 
 
 def status(folder):
@@ -64,7 +50,6 @@ IDS = {"input_ids": torch.tensor([[5, 6, 7, 8]])}
 # By program, or kind of model: its main, its flags, the class that loads the model, inputs.
 LOADED = {
     "images": (train_images, lambda root: DIGITS, AutoModelForImageClassification, {"pixel_values": None}),
-    "texts": (texts.main, lambda root: texts_flags(root, NEW_MODEL), AutoModelForSequenceClassification, IDS),
     "adapters": (
         texts.main,
         lambda root: texts_flags(root, ["--model_name_or_path", "user/base", "--use_peft"]),
@@ -95,8 +80,11 @@ def logits(model, inputs):
         return model.eval()(**inputs).logits
 
 
-@pytest.mark.parametrize("kind", LOADED)
-def test_what_a_program_pushes_loads_elsewhere_and_is_the_same_model(hub, tmp_path, capsys, kind):
+FRESH = pytest.param("adapters", True, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("kind, in_fresh_process", [*((kind, False) for kind in LOADED), FRESH])
+def test_what_a_program_pushes_loads_elsewhere_and_is_the_same_model(hub, tmp_path, capsys, kind, in_fresh_process):
     main, flags, loader, inputs = LOADED[kind]
     inputs = {"pixel_values": torch.rand(1, 3, 8, 8)} if kind == "images" else inputs
     if kind == "adapters":
@@ -104,21 +92,16 @@ def test_what_a_program_pushes_loads_elsewhere_and_is_the_same_model(hub, tmp_pa
     out = tmp_path / kind
     assert main([*flags(tmp_path), "--push_to_hub", "--output_dir", str(out)]) == 0
     assert f"and pushed to user/{kind}" in capsys.readouterr().out
-    hub.upload_mode = "lfs"
-    push_folder(out, f"user/{kind}-lfs")
     here = logits(loader.from_pretrained(out), inputs)
-    for name in (f"user/{kind}", f"user/{kind}-lfs"):
-        there = loader.from_pretrained(name, cache_dir=tmp_path / "fresh")
-        assert torch.equal(logits(there, inputs), here), name
-        files = hub.repos[name].files
-        assert bool(hub.repos[name].lfs) == name.endswith("-lfs")
-        assert {"README.md", "lookbehind_config.json", "all_results.json"} <= set(files)
-        assert not {"training_args.bin", "trainer_state.json", "run_status.json", "card.json"} & set(files)
-        assert not any(str(tmp_path).encode() in content for content in files.values())
-    if kind == "adapters":
-        # nothing of this process, and nothing of its cache
+    there = loader.from_pretrained(f"user/{kind}", cache_dir=tmp_path / "fresh")
+    assert torch.equal(logits(there, inputs), here)
+    files = hub.repos[f"user/{kind}"].files
+    assert {"README.md", "lookbehind_config.json", "all_results.json"} <= set(files)
+    assert not {"training_args.bin", "trainer_state.json", "run_status.json", "card.json"} & set(files)
+    assert not any(str(tmp_path).encode() in content for content in files.values())
+    if in_fresh_process:  # nothing of this one, and nothing of its cache
         values = {key: value.tolist() for key, value in inputs.items()}
-        [there] = load_in_fresh_process(hub, tmp_path / "home", (loader.__name__, f"user/{kind}-lfs", values))
+        [there] = load_in_fresh_process(hub, tmp_path / "home", (loader.__name__, f"user/{kind}", values))
         assert torch.equal(torch.tensor(there), here)
     check_card(kind, loader, json.loads((out / "all_results.json").read_text()))
 
@@ -152,12 +135,10 @@ def test_adapters_of_a_local_model_are_refused_before_the_training(hub, tmp_path
         ("hf_readreadread", {}, "the token may not write to user/model"),
         (CANARY, {}, "does not accept the token"),
         (None, {"create": dict(hang=True)}, "within 1 seconds"),
-        (None, {"create": dict(status=503)}, "answers with the status 503"),
     ],
 )
 def test_what_would_fail_later_is_refused_before_the_training(hub, tmp_path, capsys, token, faults, message):
-    hub.tokens["hf_other"] = "write"
-    push_model(hub, tmp_path)
+    hub.repos["user/model"] = Repo()
     for route, fault in faults.items():
         hub.fail(route, **fault)
     out = tmp_path / "runs" / "out"
@@ -169,15 +150,6 @@ def test_what_would_fail_later_is_refused_before_the_training(hub, tmp_path, cap
     assert time.monotonic() - start < 10 and not out.parent.exists()
     assert printed.err.startswith("error: --push_to_hub to user/model would fail: ") and message in printed.err
     assert printed.err.count("\n") == 1 and CANARY not in printed.err + printed.out
-
-
-def push_model(hub, tmp_path):
-    """The repository exists."""
-    from tests.training import make_model
-
-    make_model().save_pretrained(tmp_path / "small")
-    push_folder(tmp_path / "small", "user/model")
-    hub.requests.clear()
 
 
 @pytest.mark.parametrize(
@@ -225,29 +197,29 @@ def test_ctrl_c_amid_the_upload_leaves_the_command_too(hub, tmp_path, capsys, mo
     assert "trained, not pushed: interrupted." in capsys.readouterr().err
 
 
-def in_environment(environment, flags):
+def in_environment(environment, *runs):
     os.environ |= environment
-    return train_images(flags)
+    return [train_images(flags) for flags in runs]
 
 
-@pytest.mark.parametrize("fault, code", [({}, 0), (dict(status=503), 3)])
-def test_of_two_processes_one_writes_and_both_end_alike(hub, tmp_path, fault, code):
-    out = tmp_path / "out"
-    if fault:
-        hub.fail("commit", **fault)
-    environment = hub.environment(tmp_path / "home") | {"HF_HUB_OFFLINE": "0"}
-    assert run_group(in_environment, environment, [*DIGITS, *PUSH, "--output_dir", str(out)]) == [code, code]
-    assert hub.asked("commit") == 1 and hub.asked("create") == 2 and status(out)["exit_code"] == code
+def test_of_two_processes_one_writes_and_both_end_alike(hub, tmp_path):
+    """Both train, or both refuse."""
+    flags = [*DIGITS, *PUSH, "--output_dir"]
+    runs = [*flags, str(tmp_path / "out")], [*flags, str(tmp_path / "refused"), "--hub_token", "hf_readreadread"]
+    assert run_group(in_environment, hub.environment(tmp_path / "home"), *runs) == [[0, 2], [0, 2]]
+    assert hub.asked("commit") == 1 and status(tmp_path / "out")["exit_code"] == 0
+    assert not (tmp_path / "refused").exists()
 
 
-def test_of_two_processes_both_refuse(hub, tmp_path):
-    environment = hub.environment(tmp_path / "home", token="hf_readreadread")
+@pytest.mark.slow
+def test_of_two_processes_both_say_that_nothing_was_pushed(hub, tmp_path):
+    hub.fail("commit", status=503)
     flags = [*DIGITS, *PUSH, "--output_dir", str(tmp_path / "out")]
-    assert run_group(in_environment, environment, flags) == [2, 2]
-    assert not (tmp_path / "out").exists()
+    assert run_group(in_environment, hub.environment(tmp_path / "home"), flags) == [[3], [3]]
+    assert hub.asked("commit") == 1 and hub.asked("create") == 2 and status(tmp_path / "out")["exit_code"] == 3
 
 
-@pytest.mark.parametrize("way", ["flag", "environment", "login"])
+@pytest.mark.parametrize("way", ["flag", "login"])
 def test_the_token_is_written_nowhere(hub, tmp_path, monkeypatch, capfd, way):
     hub.tokens = {CANARY: "write"}
     monkeypatch.delenv("HF_TOKEN")
@@ -255,8 +227,6 @@ def test_the_token_is_written_nowhere(hub, tmp_path, monkeypatch, capfd, way):
     flags[flags.index("--save_strategy") + 1] = "steps"
     if way == "flag":
         flags += ["--hub_token", CANARY]
-    elif way == "environment":
-        monkeypatch.setenv("HF_TOKEN", CANARY)
     else:
         monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "login"))
         (tmp_path / "login").write_text(CANARY)

@@ -124,24 +124,9 @@ def test_a_push_that_fails_says_how_to_do_it_later(hub, tmp_path):
     assert (tmp_path / "model" / "model.safetensors").is_file()
 
 
-def push_in_group(environment, folder):
-    point_at(environment, pytest.MonkeyPatch())
-    trainer = train(folder, CONFIG, max_steps=1)
-    return type(trainer.push_to_hub()).__name__
-
-
-def test_of_two_processes_one_pushes(hub, tmp_path):
-    environment = hub.environment(tmp_path / "home")
-    assert run_group(push_in_group, environment, tmp_path / "model") == ["CommitInfo", "NoneType"]
-    assert len(hub.repos["user/model"].commits) == 1
-
-
 BEFORE = {
     "no such token": (CANARY, None, "does not accept the token"),
     "read-only token": ("hf_readreadread", None, "may not write to model"),
-    "unavailable": (None, dict(status=503), "answers with the status 503"),
-    "an error page": (None, dict(status=200, body=b"<html>"), "not JSON"),
-    "dropped": (None, dict(drop=True), "cannot be reached"),
     "hangs": (None, dict(hang=True), "within 1.5 seconds"),
 }
 
@@ -171,26 +156,31 @@ def test_a_name_that_no_repository_can_have_is_bad_input(hub, tmp_path):
         make_trainer(tmp_path / "model", CONFIG, push_to_hub=True, hub_model_id="a/b/c")
 
 
-def construct_in_group(environment, folder):
-    point_at(environment, pytest.MonkeyPatch())
-    try:
-        return make_trainer(folder, CONFIG, push_to_hub=True).hub_model_id
-    except NotPushedError as error:
-        return str(error)
+def in_group(environments, folder):
+    """What a process says that is refused, and then pushes."""
+    with pytest.MonkeyPatch.context() as patch:
+        point_at(environments[0], patch)
+        with pytest.raises(NotPushedError) as refused:
+            make_trainer(folder, CONFIG, push_to_hub=True)
+    point_at(environments[1], pytest.MonkeyPatch())
+    return str(refused.value), type(train(folder, CONFIG, max_steps=1).push_to_hub()).__name__
 
 
-def test_two_processes_are_refused_alike(hub, tmp_path):
-    environment = hub.environment(tmp_path / "home", token="hf_readreadread")
+def test_two_processes_are_refused_alike_and_one_pushes(hub, tmp_path):
     hub.repos["user/model"] = Repo()
-    first, second = run_group(construct_in_group, environment, tmp_path / "model")
-    assert first == second and "may not write" in first and hub.asked("create") == 1
+    environments = [
+        hub.environment(tmp_path / "home", token=token) for token in ("hf_readreadread", "hf_writewritewrite")
+    ]
+    (first, *pushes), (second, *no_pushes) = run_group(in_group, environments, tmp_path / "model")
+    assert first == second and "may not write" in first
+    assert (pushes, no_pushes) == (["CommitInfo"], ["NoneType"]) and len(hub.repos["user/model"].commits) == 1
 
 
 @pytest.mark.parametrize("fault, message", [(dict(status=503), "status 503"), (dict(hang=True), "within 1.5")])
 def test_a_push_of_a_checkpoint_that_fails_is_told_and_the_training_goes_on(
     hub, tmp_path, monkeypatch, fault, message
 ):
-    monkeypatch.setattr("hf_lookbehind.hub.push.PUSH_SECONDS", 1.5)
+    monkeypatch.setattr("hf_lookbehind.hub.push.PUSH_SECONDS", 1.5 if fault.get("hang") else 20.0)
     hub.fail("commit", **fault)
     warnings = []
     monkeypatch.setattr("hf_lookbehind.trainer.hub.logger.warning", warnings.append)

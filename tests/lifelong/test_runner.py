@@ -16,6 +16,8 @@ from tests.lifelong.streams import DigitsNet, factory, killed_run, run, split_di
 from tests.models import max_difference, weights_of
 from tests.training import arguments, make_model
 
+SHORT = dict(num_train_epochs=1, save_strategy="no")  # six windows in each task
+
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["tests.lifelong.streams"])
 
@@ -70,10 +72,10 @@ def test_a_naive_stream_is_one_training_after_another(tmp_path):
         model = make_model(num_labels=6)
         if weights is not None:
             model.load_state_dict(weights)
-        args = arguments(tmp_path / str(i), max_steps=-1, num_train_epochs=2, per_device_train_batch_size=4)
+        args = arguments(tmp_path / str(i), max_steps=-1, num_train_epochs=1, per_device_train_batch_size=4)
         Trainer(model=model, args=args, train_dataset=task.train).train()
         weights = weights_of(model)
-    streamed = run(tmp_path / "stream", "none", "domain", config=dict(k=0))
+    streamed = run(tmp_path / "stream", "none", "domain", config=dict(k=0), **SHORT)
     assert max_difference(streamed.trainer.model, weights) == 0.0
 
 
@@ -81,12 +83,12 @@ def test_the_state_of_the_optimizer_is_kept_if_asked_for(tmp_path):
     steps = {}
     for keep in (False, True):
         made = []
-        run(tmp_path / str(keep), "none", config=dict(k=1), keep_optimizer=keep, made=made, save_strategy="no")
+        run(tmp_path / str(keep), "none", config=dict(k=1), keep_optimizer=keep, made=made, **SHORT)
         optimizer = made[-1].optimizer
         steps[keep] = {int(state["step"]) for state in optimizer.state.values()}
         # the schedule starts anew all the same
         assert optimizer.param_groups[0]["initial_lr"] == 1e-2
-    assert steps == {False: {12}, True: {36}}
+    assert steps == {False: {6}, True: {18}}
 
 
 @pytest.mark.parametrize(
@@ -99,7 +101,7 @@ def test_the_cost_is_the_number_of_examples_whose_gradient_was_taken(tmp_path, r
         if torch.is_grad_enabled():
             passed[0] += len(given["pixel_values"])
 
-    make = factory(dict(k=k, rho=0.05))
+    make = factory(dict(k=k, rho=0.05), **SHORT)
 
     def make_trainer(output_dir, **settings):
         trainer = make(output_dir, **settings)
@@ -116,8 +118,7 @@ def test_the_cost_is_the_number_of_examples_whose_gradient_was_taken(tmp_path, r
 
 def test_classes_to_come_are_not_trained(tmp_path):
     made = []
-    settings = dict(optim="sgd", weight_decay=0.0)
-    run(tmp_path, "balanced", made=made, **settings)
+    run(tmp_path, "balanced", made=made, optim="sgd", weight_decay=0.0, **SHORT)
     untouched = make_model(num_labels=6).classifier.weight
     for seen, trainer in zip((2, 4, 6), made, strict=True):
         assert torch.equal(trainer.model.classifier.weight[seen:], untouched[seen:])
@@ -125,7 +126,7 @@ def test_classes_to_come_are_not_trained(tmp_path):
 
 
 def test_what_was_measured_is_what_the_scenario_can_tell(tmp_path):
-    plain = dict(config=dict(k=0), save_strategy="no")
+    plain = dict(config=dict(k=0)) | SHORT
     by_class = run(tmp_path / "class", "none", **plain)
     assert by_class.baseline is None and [row.count(None) for row in by_class.matrix] == [2, 1, 0]
     assert "forward_transfer" not in by_class.metrics()
@@ -188,7 +189,7 @@ def test_a_stream_that_cannot_be_run_is_refused_before_anything_is_written(tmp_p
 
 
 def test_a_folder_is_of_one_stream(tmp_path):
-    run(tmp_path, "none", save_strategy="no")
+    run(tmp_path, "none", **SHORT)
     with pytest.raises(InputError, match="already holds a stream"):
         run(tmp_path, "none")
     with pytest.raises(InputError, match="another stream: memory_size, policy, replay, replay_ratio, seed differ"):

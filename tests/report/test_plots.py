@@ -14,6 +14,7 @@ from hf_lookbehind.report import (
     plot_training,
 )
 
+pytestmark = pytest.mark.drawn
 CURVE = ([0.0, 0.2, 0.4], [80.0, 70.0, 40.0], [1.0, 2.0, 5.0])
 
 

@@ -244,6 +244,8 @@ def test_an_output_dir_that_is_a_file_is_refused(tmp_path, capsys):
     assert "is a file" in capsys.readouterr().err and (tmp_path / "out").read_text() == "mine"
 
 
+@pytest.mark.drawn
+@pytest.mark.rehearsed
 def test_the_folder_holds_results_that_load_and_predict(tmp_path, capsys):
     out = tmp_path / "out"
     flags = [*DIGITS, *NEW_MODEL, *QUICK, "--max_steps", "3", "--k", "2", "--test_split", "train[-20:]"]
@@ -301,6 +303,7 @@ def test_image_folders_of_every_mode(tmp_path, mode, capsys):
     assert results.datasets["validation"].labels.tolist() == [1, 1, 1]  # by name: the only folder is not class 0
 
 
+@pytest.mark.rehearsed
 def test_a_damaged_image_found_only_in_training_ends_with_its_name(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(images, "preload_within", lambda datasets: None)
     out = tmp_path / "out"

@@ -42,6 +42,7 @@ def read(path):
     return json.loads(path.read_text())
 
 
+@pytest.mark.drawn
 def test_a_stream_of_classes_leaves_its_numbers_plot_and_model(tmp_path, capsys):
     out = tmp_path / "out"
     flags = [*DIGITS, "--classes_per_task", "4", "--replay", "balanced", "--memory_size", "20", "--k", "1"]

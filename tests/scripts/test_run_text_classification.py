@@ -455,6 +455,7 @@ def test_a_trained_tokenizer_loses_nothing():
         assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) == text
 
 
+@pytest.mark.drawn
 def test_the_search_chooses_the_radius_of_the_final_training(tmp_path, capsys):
     """The best of the table is what trains; a far too large radius is not it."""
     out = tmp_path / "out"
