@@ -5,31 +5,18 @@ import sys
 from collections.abc import Sequence
 
 from hf_lookbehind.programs.cli import interrupt
-
-PROGRAMS = {
-    "image-classification": "fine-tune an image classifier",
-    "text-classification": "fine-tune a classifier of texts or of pairs of texts, or a regression",
-    "clm": "fine-tune a causal language model, or train a new one",
-    "seq2seq": "fine-tune an encoder-decoder model: summaries, translations, any texts to texts",
-    "lifelong": "train an image classifier on a stream of tasks, and measure what it forgets",
-    "lifelong-text": "the same with a classifier of texts",
-    "flatness": "measure sharpness and robustness to noisy weights of trained models",
-    "push": "push a trained model to the Hub",
-}
-# Those that train are called run_x.
-OTHER_MODULES = {"flatness": "evaluate_flatness", "push": "push"}
+from hf_lookbehind.programs.registry import PROGRAMS
 
 
 def usage() -> str:
     width = max(map(len, PROGRAMS))
-    programs = "\n".join(f"  {name:{width}}  {what}" for name, what in PROGRAMS.items())
+    programs = "\n".join(f"  {name:{width}}  {entry.what}" for name, entry in PROGRAMS.items())
     return f"usage: hf-lookbehind PROGRAM --flag value ...\n\nprograms:\n{programs}\n\nhf-lookbehind PROGRAM --help"
 
 
 def module_name(program: str) -> str:
     """The module of a program, whose `main(argv)` is called."""
-    name = OTHER_MODULES.get(program, f"run_{program.replace('-', '_')}")
-    return f"hf_lookbehind.scripts.{name}"
+    return f"hf_lookbehind.scripts.{PROGRAMS[program].module}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -63,19 +63,11 @@ from hf_lookbehind.programs.cli.running import (
     run_program,
 )
 from hf_lookbehind.programs.models.loading import load_config
+from hf_lookbehind.programs.registry import PROGRAMS, program_of
 from hf_lookbehind.report import format_plus_minus, format_table, plot_accuracy_against_noise
 from hf_lookbehind.scripts.__main__ import module_name
 from hf_lookbehind.trainer.flatness import measured_batches, metric_of, metrics_on, rated_by
 
-# Which program trains a model, by what the name of its class ends with.
-PROGRAMS = {
-    "ForImageClassification": "image-classification",
-    "ForSequenceClassification": "text-classification",
-    "LMHeadModel": "clm",
-    "ForCausalLM": "clm",
-    "ForConditionalGeneration": "seq2seq",
-    "MTModel": "seq2seq",  # Marian's
-}
 PLAIN = LookbehindConfig(k=0)
 # Lanczos steps at most, unless more eigenvalues are asked for.
 HESSIAN_STEPS = 100
@@ -180,12 +172,12 @@ def program_for(model: str) -> Any:
     arguments.check_files()
     config = load_config(arguments)
     architectures = (config and config.architectures) or []
-    for ending, program in PROGRAMS.items():
-        if any(name.endswith(ending) for name in architectures):
-            return importlib.import_module(module_name(program)).PROGRAM
+    for program in filter(None, map(program_of, architectures)):
+        return importlib.import_module(module_name(program)).PROGRAM
+    endings = ", ".join(ending for entry in PROGRAMS.values() for ending in entry.heads)
     raise InputError(
         f"{model!r} is {' or '.join(architectures) or 'of no known kind'}: a class that ends with one of "
-        f"{', '.join(PROGRAMS)} is needed"
+        f"{endings} is needed"
     )
 
 

@@ -190,7 +190,7 @@ def prepare(args: Arguments) -> Task:
     )
 
 
-PROGRAM = Program(make_parser, prepare)
+PROGRAM = Program("clm", make_parser, prepare)
 train = PROGRAM.train
 main = PROGRAM.main
 

@@ -231,7 +231,7 @@ def prepare(args: Arguments) -> Task:
     )
 
 
-PROGRAM = Program(make_parser, prepare)
+PROGRAM = Program("image-classification", make_parser, prepare)
 train = PROGRAM.train
 main = PROGRAM.main
 

@@ -166,7 +166,7 @@ class StreamParser(FlagParser):
 
 
 @dataclass
-class Results:
+class StreamResults:
     """A finished stream: what its folder holds, at hand.
 
     Attributes:
@@ -182,15 +182,6 @@ class Results:
     trainer: Any
     datasets: Mapping[str, Any]
     repo_id: str = ""
-
-
-@dataclass(frozen=True)
-class Modality:
-    """A kind of data: its flags (of a class in the program's own module), and the program that prepares it."""
-
-    data: type
-    model: type
-    prepare: Callable[[Arguments], Task]
 
 
 # ---- the stream ----
@@ -251,15 +242,25 @@ def choose_replay(args: Arguments) -> NoReplay:
 
 
 @dataclass(frozen=True)
-class Program:
-    """The course of the program, for one kind of data."""
+class StreamProgram:
+    """The course of the program, for one kind of data.
 
-    modality: Modality
+    Attributes:
+        name: in `registry.py`.
+        data: class of the flags of data and stream.
+        model: class of the model's flags.
+        prepare: of the program for a single training on such data.
+    """
+
+    name: str
+    data: type
+    model: type
+    prepare: Callable[[Arguments], Task]
 
     def make_parser(self) -> FlagParser:
-        return StreamParser(data=self.modality.data, model=self.modality.model, description=__doc__)
+        return StreamParser(data=self.data, model=self.model, description=__doc__)
 
-    def train(self, argv: Sequence[str] | None = None, status: RunStatus | None = None) -> Results:
+    def train(self, argv: Sequence[str] | None = None, status: RunStatus | None = None) -> StreamResults:
         """Train on the stream as the flags say.
 
         Args:
@@ -274,7 +275,7 @@ class Program:
         with reported(status) as status:
             return self._train(argv, status)
 
-    def _train(self, argv: Sequence[str] | None, status: RunStatus) -> Results:
+    def _train(self, argv: Sequence[str] | None, status: RunStatus) -> StreamResults:
         argv = [str(word) for word in (sys.argv[1:] if argv is None else argv)]
         with quiet_libraries():
             parser = self.make_parser()
@@ -287,14 +288,14 @@ class Program:
             domains = {"": args}
             if args.data.scenario == "domain":
                 domains = further_domains(parser, argv, args)
-                tasks_of_domains = {name: self.modality.prepare(domain) for name, domain in domains.items()}
+                tasks_of_domains = {name: self.prepare(domain) for name, domain in domains.items()}
                 task, tasks = next(iter(tasks_of_domains.values())), sequence_of_domains(tasks_of_domains)
             else:
-                task = self.modality.prepare(args)
+                task = self.prepare(args)
                 given = args.data.classes_per_task
                 per_task = CLASSES_PER_TASK if given is None else given
                 tasks = split_by_classes(task, per_task, args.data.splits, args.data.scenario)
-            about = {"settings": settings_of(args), "command": card.command_of(args, self.modality.data)}
+            about = {"settings": settings_of(args), "command": card.command_of(self.name, args)}
             options = {"keep_optimizer": args.data.keep_optimizer, "resume": folder.goes_on, "about": about}
             try:
                 replay = choose_replay(args)
@@ -338,11 +339,11 @@ class Program:
             if found.trainer is not None:
                 forget_model(root)
             save(root, found, metrics)
-            write_card(replace(args, hub=hub), self.modality, domains, trainer, stream, found, metrics)
+            write_card(self.name, replace(args, hub=hub), domains, trainer, stream, found, metrics)
         repo_id = push_at_the_end(hub, status)
         given = {name: [getattr(task, name) for task in tasks] for name in ("train", "validation", "test")}
         datasets = {name: ConcatDataset(parts) for name, parts in given.items() if None not in parts}
-        return Results(metrics, found, found.trainer, datasets, repo_id)
+        return StreamResults(metrics, found, found.trainer, datasets, repo_id)
 
     def main(self, argv: Sequence[str] | None = None) -> int:
         return run_program(lambda status: self.train(argv, status), show)
@@ -359,8 +360,8 @@ def save(root: Path, found: SequenceResult, metrics: Mapping[str, Any]) -> None:
 
 
 def write_card(
+    program: str,
     args: Arguments,
-    modality: Modality,
     domains: Mapping[str, Arguments],
     trainer: Any,
     stream: Mapping[str, Any],
@@ -369,7 +370,7 @@ def write_card(
 ) -> None:
     """`README.md`, as that of a single training, with the cost of all tasks and a section on the stream."""
     averages = {name: value for name, value in metrics.items() if name.endswith(("_average_accuracy", "_samples"))}
-    data = card.gather(args, modality.data, trainer, averages)
+    data = card.gather(program, args, trainer, averages)
     steps, passes = sum(found.steps), sum(found.gradient_passes)
     cost = {
         "optimizer steps": f"{steps}",
@@ -395,13 +396,13 @@ def write_card(
     save_card(data, trainer.args.output_dir)
 
 
-def show(results: Results) -> None:
+def show(results: StreamResults) -> None:
     """The tables at the end."""
     found = results.sequence
     show_metrics(matrix_table(found), results.metrics, found.final.parent.parent, results.repo_id)
 
 
-PROGRAM = Program(Modality(ImageStreamArguments, ImageModelArguments, run_image_classification.prepare))
+PROGRAM = StreamProgram("lifelong", ImageStreamArguments, ImageModelArguments, run_image_classification.prepare)
 train = PROGRAM.train
 main = PROGRAM.main
 

@@ -320,7 +320,7 @@ def prepare(args: Arguments) -> Task:
     )
 
 
-PROGRAM = Program(make_parser, prepare)
+PROGRAM = Program("seq2seq", make_parser, prepare)
 train = PROGRAM.train
 main = PROGRAM.main
 

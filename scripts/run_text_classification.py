@@ -227,7 +227,7 @@ def prepare(args: Arguments) -> Task:
     )
 
 
-PROGRAM = Program(make_parser, prepare)
+PROGRAM = Program("text-classification", make_parser, prepare)
 train = PROGRAM.train
 main = PROGRAM.main
 

@@ -1,8 +1,7 @@
 """The card of a finished run: what its Trainer knows, and what its flags say."""
 
-import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,21 +25,19 @@ FIGURES = {
 }
 
 
-def write(args: Arguments, program: Callable[..., Any], trainer: Any, metrics: Mapping[str, Any]) -> None:
+def write(program: str, args: Arguments, trainer: Any, metrics: Mapping[str, Any]) -> None:
     """`README.md` in the folder of a run, by the main process; a card that the user wrote is kept beside it.
 
     Args:
+        program: its name.
         args: that the run was started with.
-        program: a function of its script.
         trainer: with the final model.
         metrics: those of `all_results.json`.
     """
-    save(gather(args, program, trainer, metrics), trainer.args.output_dir)
+    save(gather(program, args, trainer, metrics), trainer.args.output_dir)
 
 
-def gather(
-    args: Arguments, program: Callable[..., Any], trainer: Any, metrics: Mapping[str, Any]
-) -> LookbehindCardData:
+def gather(program: str, args: Arguments, trainer: Any, metrics: Mapping[str, Any]) -> LookbehindCardData:
     """What `write` writes."""
     folder = Path(trainer.args.output_dir)
     data, repo_id = card_data(trainer), args.hub.repo_id if args.hub is not None else None
@@ -64,17 +61,16 @@ def gather(
         license=data.license or (args.hub and license_of(data.base_model, ask=True, token=args.hub.token)),
         results=results,
         figures={path: text for path, text in FIGURES.items() if (folder / path).is_file()},
-        command=commands(record.parts) or command_of(args, program),
+        command=commands(record.parts) or command_of(program, args),
         cost={**data.cost, **cost(record)},
         hyperparameters={**data.hyperparameters, **length_of(trainer, data.hyperparameters["length"])},
         sections=parts_section(record.parts),
     )
 
 
-def command_of(args: Arguments, program: Callable[..., Any]) -> str:
+def command_of(program: str, args: Arguments) -> str:
     """The command line, without what is the user's own; see `write`."""
-    name = Path(inspect.getfile(program)).stem.removeprefix("run_").replace("_", "-")
-    return command(f"hf-lookbehind {name}", args.flags, leave_out=[f"--{flag}" for flag in HUB_FLAGS])
+    return command(f"hf-lookbehind {program}", args.flags, leave_out=[f"--{flag}" for flag in HUB_FLAGS])
 
 
 def dataset_of(args: Any) -> tuple[str | None, str | None]:

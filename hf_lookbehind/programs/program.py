@@ -66,11 +66,13 @@ class Program:
     """A program that fine-tunes: its flags, and what it makes of them.
 
     Attributes:
+        name: in `registry.py`.
         make_parser: gives the parser of the flags.
         prepare: gives the data and a way to the model. What is wrong with any of them is found there, before a file is
             written.
     """
 
+    name: str
     make_parser: Callable[[], FlagParser]
     prepare: Callable[[Arguments], Task]
 
@@ -129,7 +131,7 @@ class Program:
         status.start(folder.take_over)
 
         record = trainer.training_record
-        record.begin(checkpoint, settings, card.command_of(args, self.prepare))
+        record.begin(checkpoint, settings, card.command_of(self.name, args))
         with hub.checkpoints_of(trainer) if hub is not None else nullcontext():
             outcome = trainer.train(resume_from_checkpoint=resume_from(training.resume_from_checkpoint))
         if trainer.was_preempted:
@@ -147,7 +149,7 @@ class Program:
             trainer.save_metrics("search", json_values(search.results))
         results |= _rate(trainer, task.datasets)
         if is_main_process():
-            card.write(replace(args, hub=hub), self.prepare, trainer, results)
+            card.write(self.name, replace(args, hub=hub), trainer, results)
         repo_id = push_at_the_end(hub, status)
         return Results(results, trainer, task.datasets, "" if search is None else search.table(), repo_id)
 

@@ -10,11 +10,11 @@ import yaml
 
 from hf_lookbehind import InputError
 from hf_lookbehind.programs.cli.running import one_line
-from hf_lookbehind.scripts.__main__ import OTHER_MODULES, PROGRAMS
+from hf_lookbehind.programs.registry import PROGRAMS
 from hf_lookbehind.scripts.studies.study import BUDGETS, DATA, Flags, Grid, Method, Study, references
 
 RECIPES = Path(__file__).parent / "recipes"
-TRAINING = [name for name in PROGRAMS if name not in OTHER_MODULES]
+TRAINING = [name for name, entry in PROGRAMS.items() if entry.trains]
 CHANGE_PASSES = ("k", "ascent_every", "ascent_fraction")  # settings that decide how many gradients a step takes
 
 
