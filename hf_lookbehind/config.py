@@ -7,14 +7,58 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 CONFIG_NAME = "lookbehind_config.json"
 # Beside the settings in that file: what rho="auto" has found.
 CALIBRATION = "calibration"
 
-# Fine-tuning defaults: the papers train from scratch, with 0.05 and more.
-DEFAULT_RHO = {"sam": 0.02, "asam": 0.5}
+
+class Ascent(NamedTuple):
+    """What is known of a rule of perturbation, as plain data; `optim/ascent.py` has its formula.
+
+    Attributes:
+        title: as the literature calls it.
+        rho: the default, for fine-tuning: the papers train from scratch, with 0.05 and more.
+        radii: to search among, a factor of two or so apart.
+        citation: BibTeX.
+        has_eta: its T has the constant eta in it.
+    """
+
+    title: str
+    rho: float
+    radii: tuple[float, ...]
+    citation: str
+    has_eta: bool = True
+
+
+ASCENTS = {
+    "sam": Ascent(
+        "SAM",
+        0.02,
+        (0.005, 0.01, 0.02, 0.05, 0.1),
+        """@inproceedings{foret2021sharpness,
+  title={Sharpness-aware Minimization for Efficiently Improving Generalization},
+  author={Foret, Pierre and Kleiner, Ariel and Mobahi, Hossein and Neyshabur, Behnam},
+  booktitle={International Conference on Learning Representations},
+  year={2021},
+  url={https://arxiv.org/abs/2010.01412}
+}""",
+        has_eta=False,
+    ),
+    "asam": Ascent(
+        "ASAM",
+        0.5,
+        (0.1, 0.25, 0.5, 1.0, 2.0),
+        """@inproceedings{kwon2021asam,
+  title={{ASAM}: Adaptive Sharpness-Aware Minimization for Scale-Invariant Learning of Deep Neural Networks},
+  author={Kwon, Jungmin and Kim, Jeongseop and Park, Hyunseo and Choi, In Kwon},
+  booktitle={International Conference on Machine Learning},
+  year={2021},
+  url={https://arxiv.org/abs/2102.11600}
+}""",
+    ),
+}
 DESCENTS = ("every", "last")
 ADAPTIVE_ALPHAS = ("adaptive", "adaptive-global")
 
@@ -71,7 +115,9 @@ class LookbehindConfig:
         default=None,
         metadata={
             "help": "L2 length of one ascent step, over all perturbed parameters together, or 'auto': chosen in the "
-            "first 10 iterations from losses and gradient norms, for fine-tuning. Default: 0.02 (sam), 0.5 (asam)."
+            "first 10 iterations from losses and gradient norms, for fine-tuning. Default: "
+            + ", ".join(f"{ascent.rho} ({name})" for name, ascent in ASCENTS.items())
+            + "."
         },
     )
     rho_scale: float = field(
@@ -85,7 +131,9 @@ class LookbehindConfig:
             "tensor) or 'adaptive-global'. Default: 1/k (1 for --descent last)."
         },
     )
-    ascent: str = field(default="sam", metadata={"help": "Perturbation: 'sam' or 'asam' (scaled by the weights)."})
+    ascent: str = field(
+        default="sam", metadata={"help": f"Rule of the perturbation: {' or '.join(map(repr, ASCENTS))}."}
+    )
     eta: float = field(default=0.01, metadata={"help": "ASAM's stabiliser, added to |w|. 0 or more."})
     descent: str = field(
         default="every",
@@ -147,8 +195,8 @@ class LookbehindConfig:
                 object.__setattr__(self, name, float(getattr(self, name)))
 
     def _check_choices(self) -> None:
-        if self.ascent not in DEFAULT_RHO:
-            _refuse("ascent", self.ascent, "one of " + ", ".join(repr(name) for name in DEFAULT_RHO))
+        if self.ascent not in ASCENTS:
+            _refuse("ascent", self.ascent, "one of " + ", ".join(map(repr, ASCENTS)))
         if self.descent not in DESCENTS:
             _refuse("descent", self.descent, "one of " + ", ".join(repr(name) for name in DESCENTS))
         if self.descent == "last" and self.alpha not in (None, 1):
@@ -182,7 +230,7 @@ class LookbehindConfig:
         elif alpha is None:
             # With 1/k the weights move about as far per iteration as under the base optimizer: its lr stays valid.
             alpha = 1.0 if self.descent == "last" else 1 / self.k
-        return replace(self, rho=DEFAULT_RHO[self.ascent] if self.rho is None else self.rho, alpha=alpha)
+        return replace(self, rho=ASCENTS[self.ascent].rho if self.rho is None else self.rho, alpha=alpha)
 
     def gradient_passes(self, steps: int) -> float:
         """Gradients of the whole window that so many optimizer steps take: the cost, in forwards and backwards.

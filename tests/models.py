@@ -54,6 +54,9 @@ def vit():
 
 MODELS = {"mlp": mlp, "vit": vit}
 
+# Every rule of ascent, with a radius that suits these models.
+RHO = {"sam": 0.02, "asam": 0.03}
+
 
 def groups(model):
     """Two parameter groups with their own learning rate and weight decay."""

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ..config import InputError
-from ..optim.perturbation import accumulation_dtype, parameter_names, tensor_norms
+from ..tensors.foreach import accumulation_dtype, tensor_norms
+from ..tensors.names import parameter_names
 from ..tensors.processes import check_layout, drop_whole_copies, is_sharded, local, norms_over_shards
 from ..tensors.replay import SameFunction
 

@@ -10,8 +10,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..config import InputError
-from ..optim.perturbation import accumulation_dtype
 from ..tensors.copies import fresh
+from ..tensors.foreach import accumulation_dtype
 from ..tensors.processes import average_gradients, drop_whole_copies, is_sharded, mean_over_processes
 from ..tensors.replay import SameFunction
 from ._intact import Weight, intact, moved, unwrapped

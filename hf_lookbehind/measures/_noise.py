@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate
 
-from ..optim.perturbation import accumulation_dtype
+from ..tensors.foreach import accumulation_dtype
 from ..tensors.processes import local
 
 

@@ -9,16 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ..config import InputError, LookbehindWarning
-from ..optim.perturbation import (
-    NORM_EPSILON,
-    accumulation_dtype,
-    asam_norms,
-    asam_step_,
-    is_scaled,
-    parameter_names,
-    sam_step_,
-    tensor_norms,
-)
+from ..optim.ascent import NORM_EPSILON, PLAIN, RULES, Ascent
+from ..tensors.foreach import accumulation_dtype
+from ..tensors.names import parameter_names
 from ..tensors.processes import is_sharded
 from ._intact import Weight, length, unwrapped
 from ._mean_loss import LossFn, MeanLoss, check_finite, measured, trainable
@@ -99,7 +92,7 @@ def sharpness(
     parameters, names = trainable(model), parameter_names(model)
     if kind == "one_step" and any(map(is_sharded, parameters)):
         raise InputError("kind='one_step' is not allowed with sharded parameters, which all processes move together")
-    scaled = {names[id(p)][0] for p in parameters if adaptive and is_scaled(p, names)}
+    scaled = {names[id(p)][0] for p in parameters if adaptive and ADAPTIVE.scales(names[id(p)])}
     if adaptive and not scaled:
         warnings.warn(
             "adaptive radii scale tensors whose name contains 'weight', and none of those perturbed does: the result "
@@ -143,12 +136,16 @@ def checked_radii(
     return check_numbers("rhos", rhos, of="radii", least=0)
 
 
+# The measure of adaptive radii.
+ADAPTIVE = RULES["asam"]
+
+
 class _Around:
     """The surroundings of w, in the coordinates u = eps / T."""
 
     def __init__(self, loss: MeanLoss, weights: list[Weight], scaled: set[str], eta: float, steps: int, seed: int):
         self._loss, self._weights = loss, weights
-        self._scaled, self._eta = scaled, eta
+        self._scaled, self._adaptive = scaled, Ascent(ADAPTIVE, eta)
         self._steps, self._seed = steps, seed
 
     def worst(self, rhos: list[float]) -> list[float]:
@@ -182,22 +179,19 @@ class _Around:
 
     def _gradient_norm(self) -> float:
         """||T g||, at w."""
-        (_, plain), (scaled, scaled_gradients) = self._plain_and_scaled()
-        norms = [*tensor_norms(plain).tolist(), *asam_norms(scaled, scaled_gradients, self._eta).tolist()]
-        return math.hypot(*norms)
+        return math.hypot(*(norm for rule, *used in self._by_rule() for norm in rule.norms(*used).tolist()))
 
     def _step(self, step: float) -> None:
         """A step of the core from w, along the gradient there."""
-        plain, scaled = self._plain_and_scaled()
-        sam_step_(*plain, step)
-        asam_step_(*scaled, step, self._eta)
+        for rule, weights, gradients in self._by_rule():
+            rule.step_(weights, gradients, step)
 
-    def _plain_and_scaled(self) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+    def _by_rule(self) -> Iterator[tuple[Ascent, list[Tensor], list[Tensor]]]:
         """Weights and their gradients: of those with T = 1, then of the others."""
-        for scales in (False, True):
+        for rule in (PLAIN, self._adaptive):
             used = [(w, g) for w in self._weights if (g := w.gradient) is not None]
-            chosen = [(w.moved, g) for w, g in used if (w.name in self._scaled) == scales]
-            yield [p for p, _ in chosen], [g for _, g in chosen]
+            chosen = [(w.moved, g) for w, g in used if (w.name in self._scaled) == (rule is self._adaptive)]
+            yield rule, [p for p, _ in chosen], [g for _, g in chosen]
 
     def _climb(self, rho: float) -> float:
         """The highest loss that projected ascent from w meets; nan where a step cannot be taken."""
@@ -249,8 +243,8 @@ class _Around:
         """T of one tensor. Where w and eta are zero, the smallest number instead: u is zero there, and 0/0 is not."""
         if weight.name not in self._scaled:
             return 1.0
-        dtype = accumulation_dtype(weight.home.dtype)
-        return weight.home.to(dtype).abs().add_(self._eta).clamp_(min=torch.finfo(dtype).tiny)
+        home = weight.home.to(accumulation_dtype(weight.home.dtype))
+        return self._adaptive.scales([home], [home])[0].clamp_(min=torch.finfo(home.dtype).tiny)
 
     def _go_home(self) -> None:
         for w in self._weights:

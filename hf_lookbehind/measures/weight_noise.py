@@ -10,7 +10,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..config import InputError, LookbehindConfig
-from ..optim.perturbation import accumulation_dtype, parameter_names, select_targets
+from ..tensors.foreach import accumulation_dtype
+from ..tensors.names import parameter_names, select_targets
 from ..tensors.processes import check_layout, drop_whole_copies, sum_over_shards
 from ._intact import Weight, intact, moved_in_place
 from ._noise import normal

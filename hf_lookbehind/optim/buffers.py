@@ -6,8 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from ..tensors.foreach import chunks
 from ..tensors.processes import locals_of
-from .perturbation import chunks
 
 
 class Buffers:

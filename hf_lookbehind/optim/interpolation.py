@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..tensors.foreach import chunks, tensor_norms
 from .buffers import near
-from .perturbation import chunks, tensor_norms
 
 # Lower bound of each norm in the cosine, as in the authors' code (torch's cosine_similarity).
 COSINE_EPSILON = 1e-8

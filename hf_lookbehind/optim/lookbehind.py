@@ -1,11 +1,11 @@
-"""The Lookbehind iteration over any torch optimizer, for any training loop."""
+"""The Lookbehind iteration over any torch optimizer, for any training loop. `reference.py` is the same, plainly."""
 
 import functools
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,34 +13,67 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..config import ADAPTIVE_ALPHAS, InputError, LookbehindConfig, LookbehindWarning
+from ..tensors.names import parameter_names
 from ..tensors.processes import (
     average_gradients,
-    check_layout,
     drop_whole_copies,
-    is_sharded,
     locals_of,
     mean_over_processes,
-    norms_over_shards,
     sum_over_shards,
 )
 from ..tensors.replay import SameFunction
+from .ascent import NORM_EPSILON, RULES
 from .base_optimizer import check_optimizer, reads_parameters_anew, without_step
 from .buffers import Buffers
 from .calibration import RhoCalibration
 from .interpolation import interpolate_, interpolate_adaptively_
-from .perturbation import (
-    NORM_EPSILON,
-    asam_norms,
-    asam_step_,
-    is_scaled,
-    parameter_names,
-    sam_step_,
-    select_targets,
-    tensor_norms,
-    weight_norms,
-)
 from .rounding import report_rounding
 from .stats import NO_STATS, LookbehindStats
+from .weights import Weights
+
+Closure = Callable[[], Any]
+
+
+@dataclass
+class Iteration:
+    """An iteration under way.
+
+    Attributes:
+        plan: the settings, or those of a plain step.
+        losses: of passes 0..k, so far.
+        norms: the denominators of the ascent steps, so far.
+        is_finite: all gradients of this process have been.
+        goes_on: those of all processes, as far as this one knows.
+        is_open: phi is in its buffer, and the model may hold other weights.
+        is_pending: the passes are over, the last descent is due.
+    """
+
+    plan: LookbehindConfig
+    losses: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+    is_finite: bool = True
+    goes_on: bool = True
+    is_open: bool = False
+    is_pending: bool = False
+
+    @property
+    def is_on_part(self) -> bool:
+        """Whether g_0 is from a part of the window."""
+        return self.plan.k > 0 and self.plan.ascent_fraction < 1
+
+    @property
+    def has_fast_weights(self) -> bool:
+        """Whether the last descent starts from other weights than the slow ones."""
+        return self.plan.k > 1 and self.plan.descent == "every"
+
+    def stats(self) -> LookbehindStats:
+        return LookbehindStats(
+            loss=self.losses[1 if self.is_on_part and len(self.losses) > 1 else 0],
+            ascent_losses=tuple(self.losses[1:]),
+            grad_norms=tuple(self.norms[: self.plan.k]),
+            skipped=not self.goes_on,
+            on_part=self.is_on_part,
+        )
 
 
 class Lookbehind:
@@ -69,6 +102,8 @@ class Lookbehind:
         counting: objects beside the model's modules, such as a trainer, that may declare `lookbehind_counters`: the
             names of attributes that every pass shall meet as pass 0 did, and that are left as pass 0 left them. A
             module declares its own in its class: counters, queues, annealing schedules that are no buffers.
+        gradient_scale: gives what a gradient scaler multiplies losses by, where gradients are scaled and the closure's
+            loss is not. Default: 1.
 
     Raises:
         InputError: `target_parameters` matches no trainable parameter, or the optimizer cannot serve.
@@ -87,11 +122,17 @@ class Lookbehind:
         3
 
     Reference: Mordido, Malviya, Baratin, Chandar, "Lookbehind-SAM: k steps back, 1 step forward", ICML 2024,
-    arXiv 2307.16704, Algorithm 1.
+    arXiv 2307.16704, Algorithm 1; `ReferenceLookbehind` spells it out.
     """
 
     def __init__(
-        self, model: nn.Module, optimizer: Optimizer, config: LookbehindConfig, *, counting: Sequence[Any] = ()
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        config: LookbehindConfig,
+        *,
+        counting: Sequence[Any] = (),
+        gradient_scale: Callable[[], float] = lambda: 1.0,
     ):
         if not isinstance(config, LookbehindConfig):
             raise InputError(f"config={config!r} is not allowed: a LookbehindConfig")
@@ -100,28 +141,25 @@ class Lookbehind:
         self.optimizer = optimizer
         self.config = config
         self.counting = counting
+        self.gradient_scale = gradient_scale
         self.stats = NO_STATS
         self._settings = config.resolved()
         self._plain_step = replace(config, k=0).resolved()
-        self._plan = self._settings  # of the iteration that is under way: these settings, or a plain step's
         self._names = parameter_names(model)
         self._signature: list[tuple] = []
         self._with_others: list[Tensor] = []  # the weights, and what else of the model may have gradients
-        self._is_open = False  # phi is in its buffer, and the model may hold other weights
-        self._is_pending = False  # `begin` is over, the last descent is due
         self._has_reported_rounding = False
-        # What a gradient scaler multiplies losses by, where gradients are scaled and the closure's loss is not.
-        self.gradient_scale: Callable[[], float] = lambda: 1.0
         is_calibrated = self._settings.rho == "auto" and self._settings.k > 0
         self.calibration = RhoCalibration(self._settings.rho_scale, self._settings.k) if is_calibrated else None
+        self._now = Iteration(self._settings)
         self._collect_weights()
 
     def step(
         self,
-        closure: Callable[[], Any],
-        descend: Callable[[], Any] | None = None,
+        closure: Closure,
+        descend: Closure | None = None,
         *,
-        ascent_closure: Callable[[], Any] | None = None,
+        ascent_closure: Closure | None = None,
         full: bool = True,
     ) -> Any:
         """One iteration.
@@ -132,7 +170,7 @@ class Lookbehind:
                 a forward that writes into its batch gets a copy of it from you.
             descend: does the step of the base optimizer, and may clip or unscale before it and update a scaler after;
                 `optimizer.step` by default. It is called k times (once at k=0 and with `descent="last"`).
-            ascent_closure: takes the place of `closure` in pass 0, whose gradient g_0 serves the first ascent alone;
+            ascent_closure: runs instead of `closure` in pass 0, whose gradient g_0 serves the first ascent alone;
                 `closure` is then called k times. With `ascent_fraction` below 1 it is needed, and runs on the part of
                 the window that you have drawn. Its backward may be `loss.backward(inputs=lookbehind.targets)`: what
                 is not perturbed needs no gradient in pass 0 (not under DDP, which waits for all, nor FSDP2).
@@ -147,15 +185,12 @@ class Lookbehind:
         """
         descend = descend or self.optimizer.step
         with self._intact_on_error():
-            loss = self._passes(closure, descend, ascent_closure, full)
+            loss = self._begin(closure, descend, ascent_closure, full, at_slow_weights=False)
             if self.stats.skipped:
-                self._return_to_slow_weights()
                 # a gradient scaler, if `descend` drives one, must see the overflow
                 with without_step(self.optimizer):
                     descend()
             else:
-                if not self.has_fast_weights:
-                    self._return_to_slow_weights()
                 self.enter_fast_weights()
                 descend()
                 self.finish()
@@ -163,10 +198,10 @@ class Lookbehind:
 
     def begin(
         self,
-        closure: Callable[[], Any],
-        descend: Callable[[], Any] | None = None,
+        closure: Closure,
+        descend: Closure | None = None,
         *,
-        ascent_closure: Callable[[], Any] | None = None,
+        ascent_closure: Closure | None = None,
         full: bool = True,
     ) -> Any:
         """Passes 0..k and descents 1..k-1. Leaves the slow weights in the model and g_k in `.grad`.
@@ -174,81 +209,93 @@ class Lookbehind:
         What must follow is `enter_fast_weights`, the last descent, `finish`; unless `stats.skipped` says that a
         gradient was not finite, then nothing: inf is left in `.grad`, for a gradient scaler to see.
         """
+        descend = descend or self.optimizer.step
         with self._intact_on_error():
-            loss = self._passes(closure, descend or self.optimizer.step, ascent_closure, full)
+            return self._begin(closure, descend, ascent_closure, full, at_slow_weights=True)
+
+    def _begin(
+        self, closure: Closure, descend: Closure, ascent_closure: Closure | None, full: bool, *, at_slow_weights: bool
+    ) -> Any:
+        """`begin`; with fast weights to enter next, it can save itself the way to the slow ones."""
+        if self._now.is_open or self._now.is_pending:
+            self.abort()
+        self._collect_weights()
+        self._with_others.clear()
+        self.stats, self._now = NO_STATS, Iteration(self._settings if full else self._plain_step)
+        if self._now.is_on_part and ascent_closure is None:
+            raise InputError(
+                f"ascent_fraction={self._settings.ascent_fraction} wants step(closure, descend, ascent_closure=...): "
+                "what gives the gradient of a part of the window"
+            )
+        loss = self._passes(closure, descend, ascent_closure or closure)
+        self.stats = self._now.stats()
+        if at_slow_weights or self.stats.skipped or not self.has_fast_weights:
             self._return_to_slow_weights()
         return loss
 
     @torch.no_grad()
-    def _passes(
-        self,
-        closure: Callable[[], Any],
-        descend: Callable[[], Any],
-        ascent_closure: Callable[[], Any] | None,
-        full: bool,
-    ) -> Any:
+    def _passes(self, closure: Closure, descend: Closure, ascent_closure: Closure) -> Any:
         """The k-loop: passes 0..k and descents 1..k-1. Leaves phi'_k in the model and g_k in `.grad`."""
-        self._plan = self._settings if full else self._plain_step
-        k, every = self._plan.k, self._plan.descent == "every"
-        first, on_part = self._first_closure(ascent_closure), k > 0 and self._plan.ascent_fraction < 1
-        self._start()
-        with SameFunction(self.model, self._devices, passes=k + 1, others=self.counting) as same_function:
-            loss = self._gradient(0, same_function, first or closure, on_part)  # g_0 = grad L(phi)
+        now = self._now
+        k, every = now.plan.k, now.plan.descent == "every"
+        with SameFunction(self.model, self._weights.devices, passes=k + 1, others=self.counting) as same_function:
+            loss = same_function(ascent_closure if k else closure, now.is_on_part)
+            self._measure(loss)  # g_0 = grad L(phi)
             for i in range(1, k + 1):
-                if not self._goes_on:
+                if not now.goes_on:
                     break
                 self._ascend()  # phi'_i = phi'_{i-1} + eps(g_{i-1}, phi'_{i-1})
                 if every and i > 1:  # now, as the next pass replaces g_{i-1}
                     self._descend(i - 1, descend)  # phi_{i-1} = opt(phi_{i-2}, g_{i-1})
-                if self._goes_on:
-                    ascent_loss = self._gradient(i, same_function, closure, on_part=False)  # g_i = grad L(phi'_i)
-                    loss = ascent_loss if on_part and i == 1 else loss
-        self._goes_on = self._is_pending = self._goes_on and self._average_gradients()
-        if not self._goes_on:
+                if now.goes_on:
+                    ascent_loss = same_function(closure)
+                    self._measure(ascent_loss)  # g_i = grad L(phi'_i)
+                    loss = ascent_loss if now.is_on_part and i == 1 else loss
+        now.goes_on = now.is_pending = now.goes_on and self._average_gradients()
+        if not now.goes_on:
             self._spoil_gradients()
-        self.stats = LookbehindStats(
-            loss=self._losses[1 if on_part and len(self._losses) > 1 else 0],
-            ascent_losses=tuple(self._losses[1:]),
-            grad_norms=tuple(self._norms[:k]),
-            skipped=not self._goes_on,
-            on_part=on_part,
-        )
         return loss
 
     @property
     def targets(self) -> list[Tensor]:
         """The perturbed parameters: those whose gradients pass 0 is for."""
-        return [*self._plain, *self._scaled]
+        return self._weights.targets
+
+    @property
+    def rho(self) -> float:
+        """The radius in use; with `rho="auto"` the one chosen so far."""
+        return self.calibration.rho if self.calibration is not None else float(self._settings.rho or 0)
 
     @property
     def is_pending(self) -> bool:
         """Whether `begin` is over and the last descent is due."""
-        return self._is_pending
-
-    def enter_fast_weights(self) -> None:
-        """Put phi_{k-1} into the model, for the last descent. Does nothing where none is due."""
-        if self._is_pending and self.has_fast_weights:
-            self._buffers.load("fast")
+        return self._now.is_pending
 
     @property
     def has_fast_weights(self) -> bool:
         """Whether the last descent starts from other weights than the slow ones."""
-        return self._plan.k > 1 and self._plan.descent == "every"
+        return self._now.has_fast_weights
+
+    def enter_fast_weights(self) -> None:
+        """Put phi_{k-1} into the model, for the last descent. Does nothing where none is due."""
+        if self.is_pending and self.has_fast_weights:
+            self._buffers.load("fast")
 
     @torch.no_grad()
     def finish(self) -> None:
         """After the last descent: phi <- phi + alpha (phi_k - phi). Does nothing where no iteration is under way."""
-        if not self._is_pending:
+        if not self.is_pending:
             return
-        alpha, weights = self._plan.alpha, locals_of(self._weights)
+        plan, weights = self._now.plan, locals_of(self._weights.all)
+        alpha = plan.alpha
         if alpha in ADAPTIVE_ALPHAS:
             # at k=2 the fast weights' own buffer still holds phi_1
-            first = self._buffers["first" if self._plan.k > 2 else "fast"]
-            over_shards = functools.partial(sum_over_shards, tensors=self._weights)
+            first = self._buffers["first" if plan.k > 2 else "fast"]
+            over_shards = functools.partial(sum_over_shards, tensors=self._weights.all)
             alpha = interpolate_adaptively_(weights, self._buffers["slow"], first, alpha == "adaptive", over_shards)
         elif alpha != 1:  # with 1, slow + (fast - slow) would round
             interpolate_(weights, self._buffers["slow"], float(alpha or 1))
-        self._is_open = self._is_pending = False
+        self._now.is_open = self._now.is_pending = False
         self.stats = replace(self.stats, alpha=alpha)
 
     def abort(self) -> None:
@@ -257,143 +304,86 @@ class Lookbehind:
         self._return_to_slow_weights()
         self._buffers.forget()
         drop_whole_copies(self.model)
-        self._is_open = self._is_pending = False
+        self._now.is_open = self._now.is_pending = False
         self._with_others.clear()  # outside an iteration the model may have become another
         self.zero_grad()
 
     def zero_grad(self) -> None:
         """Set every gradient of the model and of the optimizer to None."""
         if not self._with_others:  # once an iteration: to walk through the modules takes time
-            self._with_others = list({*self.model.parameters(), *self._weights})
+            self._with_others = list({*self.model.parameters(), *self._weights.all})
         for parameter in self._with_others:
             parameter.grad = None
 
-    def _start(self) -> None:
-        if self._is_open or self._is_pending:
-            self.abort()
-        self._collect_weights()
-        self._with_others.clear()
-        self.stats = NO_STATS
-        self._losses: list[float] = []  # of passes 0..k
-        self._norms: list[float] = []  # denominators of the ascent steps
-        self._is_finite = self._goes_on = True
-
-    def _first_closure(self, ascent_closure: Callable[[], Any] | None) -> Callable[[], Any] | None:
-        """What gives g_0 in the place of the closure, if anything."""
-        if self._plan.k == 0:
-            return None
-        if ascent_closure is None and self._plan.ascent_fraction < 1:
-            raise InputError(
-                f"ascent_fraction={self._plan.ascent_fraction} wants step(closure, descend, ascent_closure=...): what "
-                "gives the gradient of a part of the window"
-            )
-        return ascent_closure
-
-    def _gradient(self, i: int, same_function: SameFunction, closure: Callable[[], Any], on_part: bool) -> Any:
-        """Pass i: leaves g_i in `.grad`, measures it, and returns the closure's loss."""
-        loss = same_function(closure, on_part)
-        self._measure(loss)
-        if i == 0 and self._plan.k > 0 and self.calibration is not None and not self.calibration.is_over:
-            self._calibrate(self.calibration)
-        return loss
-
-    def _calibrate(self, calibration: RhoCalibration) -> None:
-        """Take pass 0 in; all processes see the same numbers."""
-        plain, scaled = (locals_of(parameters) for parameters in (self._plain, self._scaled))
-        # ASAM measures weights as it measures its steps: divided by T
-        device = self._weights[0].device
-        sizes = torch.cat([n.to(device) for n in (tensor_norms(plain), weight_norms(scaled, self._settings.eta))])
-        size = torch.linalg.vector_norm(norms_over_shards(sizes, [*self._plain, *self._scaled])).item()
-        loss, norm = mean_over_processes([self._losses[0], self._norms[0] / self.gradient_scale()], device)
-        calibration.observe(loss, norm, size)
-
-    @property
-    def rho(self) -> float:
-        """The radius in use; with `rho="auto"` the one chosen so far."""
-        return self.calibration.rho if self.calibration is not None else float(self._settings.rho or 0)
-
     def _measure(self, loss: Any) -> None:
-        """Record the loss and the norms of a pass. Goes on only if its gradient, all there is of it, is finite.
+        """Record the loss and the norm of a pass. Goes on only if its gradient, all there is of it, is finite.
 
         Goes on always where each process climbs its own: `average_gradients` then tells all of them at once.
         """
-        used, gradients = _with_gradients(self._weights)
+        now = self._now
+        i = len(now.losses)
         # pass 0 need not have all gradients, pass 1 has
-        if len(self._losses) < 2 and any(gradient.is_sparse for gradient in gradients):
+        if i < 2 and self._weights.has_sparse_gradients():
             raise InputError("sparse gradients are not supported: build the embedding with sparse=False")
-        norm, ascent_norm = self._gradient_norms(used, gradients)
+        norm, ascent_norm = self._weights.gradient_norms(for_ascent=i < now.plan.k)
         loss = torch.as_tensor(loss, dtype=norm.dtype, device=norm.device)
         loss, norm, ascent_norm = torch.stack([loss, norm, ascent_norm]).tolist()  # a pass synchronises here only
-        self._losses.append(loss)
-        self._norms.append(ascent_norm)
+        now.losses.append(loss)
+        now.norms.append(ascent_norm)
         # at k=0 this is the base optimizer, which asks nothing
         is_finite = self._settings.k == 0 or (math.isfinite(norm) and math.isfinite(ascent_norm))
-        self._is_finite = self._is_finite and is_finite
-        self._goes_on = self._is_finite or not self._settings.sync_ascent
+        now.is_finite = now.is_finite and is_finite
+        now.goes_on = now.is_finite or not self._settings.sync_ascent
+        if i == 0 and now.plan.k and self.calibration is not None and not self.calibration.is_over:
+            self._calibrate(self.calibration)
 
-    def _gradient_norms(self, used: list[Tensor], gradients: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """A norm that is finite where every gradient is, and the denominator of an ascent step: ||g||, or ||T g||.
-
-        Each gradient is read once: ||T g|| tells of what is not finite too.
-        """
-        no_ascent_follows, are_all_plain = len(self._losses) == self._plan.k, len(self._plain) == len(self._weights)
-        if no_ascent_follows or are_all_plain:
-            norm = torch.linalg.vector_norm(norms_over_shards(tensor_norms(gradients), used))
-            return norm, norm
-        (plain, of_plain), (scaled, of_scaled) = _with_gradients(self._plain), _with_gradients(self._scaled)
-        others, of_others = _with_gradients(self._unperturbed)
-        scaled_norms = asam_norms(locals_of(scaled), of_scaled, self._settings.eta)
-        norms = [tensor_norms(of_plain), scaled_norms, tensor_norms(of_others)]
-        norms = torch.cat([n.to(used[0].device) for n in norms]) if used else torch.zeros(0)
-        norms = norms_over_shards(norms, [*plain, *scaled, *others])
-        return torch.linalg.vector_norm(norms), torch.linalg.vector_norm(norms[: len(plain) + len(scaled)])
+    def _calibrate(self, calibration: RhoCalibration) -> None:
+        """Take pass 0 in; all processes see the same numbers."""
+        device, size = self._weights.all[0].device, self._weights.size()
+        loss, norm = mean_over_processes([self._now.losses[0], self._now.norms[0] / self.gradient_scale()], device)
+        calibration.observe(loss, norm, size)
 
     def _ascend(self) -> None:
-        if not self._is_open:
+        if not self._now.is_open:
             self._buffers.save("slow")
-            self._is_open = True
-        if not self._is_finite:
+            self._now.is_open = True
+        if not self._now.is_finite:
             return  # this process waits for the others to learn of it
-        rho = self.rho
-        step = rho / (self._norms[-1] + NORM_EPSILON)
-        (plain, of_plain), (scaled, of_scaled) = _with_gradients(self._plain), _with_gradients(self._scaled)
-        sam_step_(locals_of(plain), of_plain, step)
-        asam_step_(locals_of(scaled), of_scaled, step, self._settings.eta)
-        if rho and not self._has_reported_rounding:
+        self._weights.ascend(self.rho / (self._now.norms[-1] + NORM_EPSILON))
+        if self.rho and not self._has_reported_rounding:
             self._has_reported_rounding = True
-            slow = dict(zip(map(id, self._weights), self._buffers["slow"], strict=True))
-            steps = [([slow[id(p)] for p in moved], moved) for moved in (plain, scaled)]
-            report_rounding(*steps, rho=rho, eta=self._settings.eta)
+            report_rounding(self._weights.steps_from(self._buffers["slow"]), self.rho)
 
-    def _descend(self, i: int, descend: Callable[[], Any]) -> None:
+    def _descend(self, i: int, descend: Closure) -> None:
         """The i-th descent, of the fast weights, while the model holds phi'_{i+1}; which it holds again after.
 
         No descent, and an end of the iteration, if a process has met a gradient that is not finite.
         """
-        self._goes_on = self._average_gradients()
-        if not self._goes_on:
+        now = self._now
+        now.goes_on = self._average_gradients()
+        if not now.goes_on:
             return
         if i == 1:
             self._buffers.copy("fast", "slow")  # phi_0 is phi
         with self._buffers.exchanged("fast"):
             descend()
-        if i == 1 and self._plan.k > 2 and self._plan.alpha in ADAPTIVE_ALPHAS:
+        if i == 1 and now.plan.k > 2 and now.plan.alpha in ADAPTIVE_ALPHAS:
             self._buffers.copy("first", "fast")
 
     def _average_gradients(self) -> bool:
         """With `sync_ascent=False`, over all processes, once the ascent has used the own one. False: abandon."""
-        return self._settings.sync_ascent or average_gradients(self._weights, self._is_finite)
+        return self._settings.sync_ascent or average_gradients(self._weights.all, self._now.is_finite)
 
     def _spoil_gradients(self) -> None:
         """Every gradient becomes inf: a scaler then skips in every process, also where only a norm overflowed."""
-        for parameter in self._weights:
+        for parameter in self._weights.all:
             if parameter.grad is not None:
                 parameter.grad.fill_(math.inf)
 
     def _return_to_slow_weights(self) -> None:
-        if self._is_open:
+        if self._now.is_open:
             self._buffers.load("slow")
-            self._is_open = self._is_pending
+            self._now.is_open = self._now.is_pending
 
     @contextmanager
     def _intact_on_error(self) -> Iterator[None]:
@@ -411,31 +401,16 @@ class Lookbehind:
             raise InputError("the optimizer holds no parameter that requires grad")
         if signature == self._signature:
             return
-        unique = {id(p): p for p in trainable}
-        check_layout(list(unique.values()))
-        if not self._settings.sync_ascent and any(map(is_sharded, unique.values())):
-            raise InputError("sync_ascent=False is not allowed with sharded parameters. Use sync_ascent=True, or DDP")
-        targets = select_targets(unique.values(), self._names, self._settings.target_parameters)
-        self._weights = list(unique.values())
-        self._scaled = [p for p in targets if self._settings.ascent == "asam" and is_scaled(p, self._names)]
-        scaled = set(map(id, self._scaled))
-        self._plain = [p for p in targets if id(p) not in scaled]
-        perturbed = set(map(id, targets))
-        self._unperturbed = [p for p in self._weights if id(p) not in perturbed]
-        self._devices = {p.device for p in self._weights}
-        if self._settings.k and self._settings.ascent == "asam" and not scaled:
+        unique = list({id(p): p for p in trainable}.values())
+        self._weights = Weights(unique, self._names, self._settings, self.gradient_scale)
+        ascent = self._settings.ascent
+        if self._settings.k and RULES[ascent].only_weights and not self._weights.is_scaled:
             warnings.warn(
-                "ascent='asam' scales tensors whose name contains 'weight', and none of those perturbed does: its "
-                f"step is that of SAM with rho={self._settings.rho}. Use ascent='sam', with a smaller rho",
+                f"ascent={ascent!r} scales tensors whose name contains 'weight', and none of those perturbed does: "
+                f"its step is that of SAM with rho={self._settings.rho}. Use ascent='sam', with a smaller rho",
                 LookbehindWarning,
                 stacklevel=3,
             )
         offloaded = ["slow"] if self._settings.offload_buffers else []
-        self._buffers = Buffers(self._weights, offloaded, can_exchange=reads_parameters_anew(self.optimizer))
+        self._buffers = Buffers(unique, offloaded, can_exchange=reads_parameters_anew(self.optimizer))
         self._signature = signature  # last: after an interrupt, all of it is done again
-
-
-def _with_gradients(parameters: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """Those that have a gradient, and the local parts of the gradients."""
-    found = [(p, gradient) for p in parameters if (gradient := p.grad) is not None]
-    return [p for p, _ in found], locals_of([gradient for _, gradient in found])

@@ -8,8 +8,8 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from ..config import InputError
-from ..optim.perturbation import accumulation_dtype, tensor_norms
 from ..tensors.copies import same_bytes
+from ..tensors.foreach import accumulation_dtype, tensor_norms
 from ..tensors.processes import locals_of
 from .callbacks import DeferredJITCheckpointCallback
 

@@ -17,9 +17,9 @@ from ..config import InputError, LookbehindConfig, load_calibration
 from ..optim.base_optimizer import unwrap_accelerate
 from ..optim.calibration import RhoCalibration
 from ..optim.lookbehind import Lookbehind
-from ..optim.perturbation import accumulation_dtype
 from ..optim.stats import LookbehindStats
 from ..tensors.copies import Given
+from ..tensors.foreach import accumulation_dtype
 from .callbacks import DeferredJITCheckpointCallback, has_stopped_early, record_states, restore_counts
 from .card import card_with_method, push
 from .gradients import GradientWatch
@@ -245,9 +245,14 @@ class LookbehindMixin(_Trainer):
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
-        self._lookbehind = Lookbehind(trained_module(self), self.optimizer, self.lookbehind_config, counting=[self])
-        if self.accelerator.scaler is not None:
-            self._lookbehind.gradient_scale = self.accelerator.scaler.get_scale
+        scaler = self.accelerator.scaler
+        self._lookbehind = Lookbehind(
+            trained_module(self),
+            self.optimizer,
+            self.lookbehind_config,
+            counting=[self],
+            gradient_scale=(lambda: 1.0) if scaler is None else scaler.get_scale,
+        )
         self._prepare_calibration(resume_from_checkpoint)
         optimizer = unwrap_accelerate(self.optimizer)
         # one by one: an interrupt between the two must not leave one behind

@@ -13,7 +13,7 @@ from transformers.utils.import_utils import is_sagemaker_mp_enabled
 
 from ..config import InputError, LookbehindConfig
 from ..optim.base_optimizer import check_optimizer
-from ..optim.perturbation import parameter_names, select_targets
+from ..tensors.names import parameter_names, select_targets
 from .trained import trained_module
 
 # Their `training_step` only wraps the Trainer's: it can be repeated.

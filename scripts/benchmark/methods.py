@@ -12,18 +12,12 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from hf_lookbehind import Lookbehind, LookbehindConfig, LookbehindTrainer
-from hf_lookbehind.config import ADAPTIVE_ALPHAS
+from hf_lookbehind.config import ADAPTIVE_ALPHAS, ASCENTS
+from hf_lookbehind.optim.ascent import NORM_EPSILON
 from hf_lookbehind.optim.interpolation import interpolate_, interpolate_adaptively_
-from hf_lookbehind.optim.perturbation import (
-    NORM_EPSILON,
-    asam_norms,
-    asam_step_,
-    is_scaled,
-    parameter_names,
-    sam_step_,
-    tensor_norms,
-)
+from hf_lookbehind.optim.weights import Weights
 from hf_lookbehind.scripts.benchmark.cases import LEARNING_RATE, Workload
+from hf_lookbehind.tensors.names import parameter_names
 
 KS = (1, 2, 5, 10)
 
@@ -41,9 +35,7 @@ class PublishedProcedure:
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, config: LookbehindConfig):
         self.optimizer, self.settings = optimizer, config.resolved()
         self.weights = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
-        names, is_asam = parameter_names(model), self.settings.ascent == "asam"
-        self.scaled = [p for p in self.weights if is_asam and is_scaled(p, names)]
-        self.plain = [p for p in self.weights if not (is_asam and is_scaled(p, names))]
+        self.perturbed = Weights(self.weights, parameter_names(model), self.settings, lambda: 1.0)
         self.is_adaptive = self.settings.alpha in ADAPTIVE_ALPHAS and self.settings.k > 1
         self.slow = self._copies(self.settings.k > 0)
         self.fast = self._copies(self.settings.k > 1)
@@ -70,12 +62,8 @@ class PublishedProcedure:
         return losses[0]
 
     def _ascend(self) -> None:
-        plain, scaled = _with_gradients(self.plain), _with_gradients(self.scaled)
-        norms = [tensor_norms(plain[1])] if plain[0] else []
-        norms += [asam_norms(*scaled, self.settings.eta)] if scaled[0] else []
-        step = self.settings.rho / (torch.linalg.vector_norm(torch.cat(norms)).item() + NORM_EPSILON)
-        sam_step_(*plain, step)
-        asam_step_(*scaled, step, self.settings.eta)
+        _, norm = self.perturbed.gradient_norms(for_ascent=True)
+        self.perturbed.ascend(self.settings.rho / (norm.item() + NORM_EPSILON))
 
     def _enter_fast_weights(self, i: int) -> None:
         """phi_{i-1} into the model, phi'_i into their buffer, unless it is the last and not needed any more."""
@@ -96,11 +84,6 @@ class PublishedProcedure:
             interpolate_adaptively_(self.weights, self.slow, first, alpha == "adaptive")
         elif isinstance(alpha, float | int) and alpha != 1:
             interpolate_(self.weights, self.slow, alpha)
-
-
-def _with_gradients(parameters: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    used = [p for p in parameters if p.grad is not None]
-    return used, [p.grad for p in used if p.grad is not None]
 
 
 def _swap(a: list[Tensor], b: list[Tensor]) -> None:
@@ -283,7 +266,7 @@ class Variant:
     def label(self) -> str:
         """The settings for the reader: "SAM, k=5, adaptive"."""
         settings = {"ascent": "sam", "alpha": None} | self.settings
-        words = [settings.pop("ascent").upper(), f"k={settings.pop('k')}", settings.pop("alpha")]
+        words = [ASCENTS[settings.pop("ascent")].title, f"k={settings.pop('k')}", settings.pop("alpha")]
         words += [f"{name}={value}" for name, value in settings.items()]
         return "plain" if self.config.k == 0 else ", ".join(word for word in words if word is not None)
 

@@ -5,11 +5,10 @@ import torch
 
 from hf_lookbehind.config import LookbehindConfig
 from hf_lookbehind.optim import Lookbehind
-from tests.models import MODELS, OPTIMIZERS, closure_of, groups, max_difference
-from tests.reference import Reference
+from hf_lookbehind.optim.reference import ReferenceLookbehind
+from tests.models import MODELS, OPTIMIZERS, RHO, closure_of, groups, max_difference
 
-ITERATIONS = 20
-RHO = {"sam": 0.02, "asam": 0.03}
+ITERATIONS = 12
 
 
 def run_both(make_model, make_optimizer, iterations=ITERATIONS, clip=None, **settings):
@@ -17,8 +16,9 @@ def run_both(make_model, make_optimizer, iterations=ITERATIONS, clip=None, **set
     model, loss_fn = make_model()
     expected, expected_loss_fn = make_model()
     optimizer = make_optimizer(groups(model))
-    lookbehind = Lookbehind(model, optimizer, LookbehindConfig(**settings))
-    reference = Reference(expected, make_optimizer(groups(expected)), clip=clip, **settings)
+    config = LookbehindConfig(**settings)
+    lookbehind = Lookbehind(model, optimizer, config)
+    reference = ReferenceLookbehind(expected, make_optimizer(groups(expected)), config, clip)
 
     def descend():
         if clip is not None:
@@ -40,8 +40,8 @@ def run_both(make_model, make_optimizer, iterations=ITERATIONS, clip=None, **set
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("k", [1, 2, 3, 5])
-@pytest.mark.parametrize("alpha", [0.3, 0.8, 1.0, "adaptive", "adaptive-global"])
+@pytest.mark.parametrize("k", [1, 2, 5])
+@pytest.mark.parametrize("alpha", [0.3, 1.0, "adaptive", "adaptive-global"])
 @pytest.mark.parametrize("ascent", RHO)
 def test_lookbehind_equals_reference(ascent, alpha, k, optimizer, model):
     run_both(MODELS[model], OPTIMIZERS[optimizer], k=k, rho=RHO[ascent], alpha=alpha, ascent=ascent)
@@ -67,7 +67,7 @@ def test_eta(eta):
 
 def test_tensors_larger_than_a_chunk(monkeypatch):
     """ASAM's transient and the swap work on chunks: with tiny ones every boundary is crossed."""
-    from hf_lookbehind.optim import perturbation
+    from hf_lookbehind.tensors import foreach
 
-    monkeypatch.setattr(perturbation.chunks, "__defaults__", (10,))
+    monkeypatch.setattr(foreach.chunks, "__defaults__", (10,))
     run_both(MODELS["mlp"], OPTIMIZERS["adamw"], k=3, rho=0.05, alpha="adaptive", ascent="asam")

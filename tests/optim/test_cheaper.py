@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from hf_lookbehind import InputError, Lookbehind, LookbehindConfig
-from tests.models import MODELS, OPTIMIZERS, closure_of, groups, max_difference, weights_of
-from tests.reference import Reference
+from hf_lookbehind.optim.reference import ReferenceLookbehind
+from tests.models import MODELS, OPTIMIZERS, RHO, closure_of, groups, max_difference, weights_of
 
 
 def halves(model, seed=1):
@@ -19,7 +19,7 @@ def halves(model, seed=1):
 # ---- ascent_fraction ----
 
 
-@pytest.mark.parametrize("ascent", ["sam", "asam"])
+@pytest.mark.parametrize("ascent", RHO)
 @pytest.mark.parametrize(
     "config",
     [dict(k=1), dict(k=3, alpha=0.5), dict(k=3, alpha="adaptive"), dict(k=3, descent="last")],
@@ -29,8 +29,7 @@ def test_first_ascent_on_a_part_equals_the_reference(config, ascent):
     settings = LookbehindConfig(rho=0.03, ascent=ascent, **config)
     models = [MODELS["mlp"]()[0] for _ in range(2)]
     ours = Lookbehind(models[0], OPTIMIZERS["adamw"](groups(models[0])), _with(settings, ascent_fraction=1 / 3))
-    by_hand = {name: getattr(settings.resolved(), name) for name in ("k", "rho", "alpha", "ascent", "descent")}
-    reference = Reference(models[1], OPTIMIZERS["adamw"](groups(models[1])), **by_hand)
+    reference = ReferenceLookbehind(models[1], OPTIMIZERS["adamw"](groups(models[1])), settings)
     for step in range(10):
         (whole, part), (their_whole, their_part) = (halves(model, step) for model in models)
         ours.step(whole, ascent_closure=part)

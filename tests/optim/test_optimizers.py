@@ -7,9 +7,9 @@ import transformers
 from torch import nn
 
 from hf_lookbehind import InputError, Lookbehind, LookbehindConfig
+from hf_lookbehind.optim.reference import ReferenceLookbehind
 from tests.failures import K
 from tests.models import closure_of, max_difference, trained, weights_of
-from tests.reference import Reference
 
 TORCH = {
     **{name: {} for name in ("Adadelta", "Adamax", "ASGD", "Muon", "NAdam", "RAdam", "RMSprop", "Rprop")},
@@ -92,7 +92,7 @@ def test_with_steps_of_the_slow_weights_it_is_the_reference(name):
     dtype, settings = torch.float32 if name in INEXACT else torch.float64, dict(k=3, rho=0.05, alpha=0.5)
     (ours, our_closure), (expected, closure) = network(dtype), network(dtype)
     lookbehind = Lookbehind(ours, build(name, ours), LookbehindConfig(**settings))
-    reference = Reference(expected, build(name, expected), **settings)
+    reference = ReferenceLookbehind(expected, build(name, expected), LookbehindConfig(**settings))
     for _ in range(4):  # AdaShift waits for ten steps
         lookbehind.step(our_closure)
         reference.step(closure)

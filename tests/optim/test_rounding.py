@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from hf_lookbehind import Lookbehind, LookbehindConfig
-from tests.models import closure_of
+from hf_lookbehind.optim.reference import T_of
+from tests.models import RHO, closure_of
 
 ETA = 0.5
 
@@ -52,7 +53,7 @@ def norm(tensors):
     return torch.cat([t.flatten() for t in tensors]).norm().item()
 
 
-@pytest.mark.parametrize("ascent", ["sam", "asam"])
+@pytest.mark.parametrize("ascent", RHO)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_full_precision_is_silent(dtype, ascent):
     assert run(network(dtype, dtype), ascent=ascent)[0] == []
@@ -64,19 +65,18 @@ def test_without_a_step_there_is_nothing_to_say(settings):
 
 
 @pytest.mark.parametrize("dtypes", [(torch.bfloat16,) * 2, (torch.float32, torch.bfloat16), (torch.float16,)], ids=str)
-@pytest.mark.parametrize("ascent", ["sam", "asam"])
+@pytest.mark.parametrize("ascent", RHO)
 def test_the_length_is_that_of_the_step_in_the_weights(ascent, dtypes):
-    """In ASAM's own measure: its step, divided by T, has length rho where nothing rounds."""
-    (message,), (before, after), _ = run(network(*dtypes), rho=0.05, ascent=ascent)
-    steps = [b - a for a, b in zip(before, after, strict=True)]
-    if ascent == "asam":
-        steps = [step / (a.abs() + ETA) for step, a in zip(steps, before, strict=True)]
+    """In the rule's own measure: a step, divided by T, has length rho where nothing rounds."""
+    (message,), (before, after), gradients = run(network(*dtypes), rho=0.05, ascent=ascent)
+    moved = zip(before, after, gradients, strict=True)
+    steps = [(b - a) / T_of(ascent, "weight", a, g, ETA) for a, b, g in moved]
     assert length(message) == pytest.approx(norm(steps), rel=5e-3)
     coarse = {str(dtype) for dtype in dtypes} - {"torch.float32"}
     assert message.startswith(f"weights stored in {', '.join(coarse)} round") and "rho=0.05 was" in message
 
 
-@pytest.mark.parametrize("ascent", ["sam", "asam"])
+@pytest.mark.parametrize("ascent", RHO)
 def test_only_perturbed_weights_are_spoken_of(ascent):
     model = network(torch.float32, torch.bfloat16)
     assert run(model, ascent=ascent, target_parameters=r"^0\.")[0] == []

@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_lookbehind import InputError, Lookbehind, LookbehindConfig
-from tests.models import MODELS, OPTIMIZERS, closure_of, groups, max_difference, weights_of
+from tests.models import MODELS, OPTIMIZERS, RHO, closure_of, groups, max_difference, weights_of
 from tests.optim.test_cheaper import Noisy
 
 NORMS = dict(mlp="norm", vit="layernorm")
@@ -32,7 +32,7 @@ def run(model, loss_fn, optimizer, steps, is_spared, **settings):
     return weights_of(model), found
 
 
-@pytest.mark.parametrize("ascent", ["sam", "asam"])
+@pytest.mark.parametrize("ascent", RHO)
 @pytest.mark.parametrize(
     "settings",
     [dict(k=1), dict(k=3, alpha=0.5), dict(k=3, alpha="adaptive"), dict(k=3, descent="last"), dict(k=1, rho="auto")],

@@ -5,9 +5,9 @@ import torch
 from torch.utils.data import IterableDataset
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer
 
-from hf_lookbehind import InputError, LookbehindTrainer
+from hf_lookbehind import InputError, LookbehindConfig, LookbehindTrainer
+from hf_lookbehind.optim.reference import ReferenceLookbehind
 from tests.models import closure_of, max_difference
-from tests.reference import Reference
 from tests.training import PLAIN, images, make_model, make_trainer, train
 
 # 28 images in micro-batches of 4: with accumulation 3 every epoch ends with a short window
@@ -135,7 +135,7 @@ def test_lookbehind_equals_reference(tmp_path, config, max_grad_norm, accumulati
     )  # fmt: skip
     expected = make_model(torch.float64, **PLAIN)
     optimizer = torch.optim.AdamW(expected.parameters(), lr=1e-3, weight_decay=0.0)
-    reference = Reference(expected, optimizer, clip=max_grad_norm or None, **config)
+    reference = ReferenceLookbehind(expected, optimizer, LookbehindConfig(**config), clip=max_grad_norm or None)
     pixels = torch.stack([image["pixel_values"] for image in data])
     labels = torch.tensor([image["labels"] for image in data])
     for _ in range(10):

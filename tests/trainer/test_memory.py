@@ -12,8 +12,8 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from hf_lookbehind import Lookbehind, LookbehindConfig
-from hf_lookbehind.optim import perturbation
 from hf_lookbehind.report.tables import format_table
+from hf_lookbehind.tensors import foreach
 from tests.live import (
     bytes_of,
     imports_set_aside,
@@ -102,7 +102,7 @@ def test_frozen_parameters_in_a_given_optimizer_are_not_copied():
 def test_a_step_needs_at_most_one_chunk_beside_its_copies(monkeypatch, ascent, alpha):
     """Apart from the closure and the optimizer, which here allocate nothing. T and adaptive alphas take one."""
     chunk, chunks = 100_000, 20
-    monkeypatch.setattr(perturbation.chunks, "__defaults__", (chunk,))
+    monkeypatch.setattr(foreach.chunks, "__defaults__", (chunk,))
     model = nn.Sequential(*[nn.Linear(chunk, 1, bias=False) for _ in range(chunks)])
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, foreach=False)
     gradients = [torch.randn_like(p) for p in model.parameters()]

@@ -20,6 +20,7 @@ from transformers import (
 
 from hf_lookbehind import InputError, LookbehindConfig, LookbehindTrainer
 from hf_lookbehind.config import LookbehindWarning
+from hf_lookbehind.optim.reference import ReferenceLookbehind
 from tests.live import (
     imports_set_aside,
     live_in_forwards,
@@ -29,7 +30,6 @@ from tests.live import (
     trainable_storages,
 )
 from tests.models import closure_of, max_difference, weights_of
-from tests.reference import Reference
 from tests.training import PLAIN, images, make_model, make_trainer
 
 NO_PERTURBATION = dict(k=1, rho=0, alpha=1)
@@ -178,7 +178,7 @@ def test_lora_equals_reference(tmp_path, config):
         lr_scheduler_type="constant", learning_rate=1e-3, optim="adamw_torch",
     )  # fmt: skip
     optimizer = torch.optim.AdamW([p for p in expected.parameters() if p.requires_grad], lr=1e-3, weight_decay=0.0)
-    reference = Reference(expected, optimizer, clip=0.2, **config)
+    reference = ReferenceLookbehind(expected, optimizer, LookbehindConfig(**config), clip=0.2)
     pixels = torch.stack([image["pixel_values"] for image in data])
     labels = torch.tensor([image["labels"] for image in data])
     for _ in range(10):

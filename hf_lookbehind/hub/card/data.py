@@ -8,7 +8,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from ...config import InputError, LookbehindConfig
+from ...config import ASCENTS, InputError, LookbehindConfig
 from . import citations
 
 TAGS = ("lookbehind", "sharpness-aware-minimization")
@@ -130,7 +130,7 @@ class LookbehindCardData:
     @property
     def method(self) -> str:
         """What the papers call these settings."""
-        ascent = self.settings.ascent.upper()
+        ascent = ASCENTS[self.settings.ascent].title
         if self.settings.k == 0:
             return "the base optimizer alone"
         if self.is_lookbehind:
@@ -191,8 +191,7 @@ class LookbehindCardData:
         """Of what was used."""
         settings = self.settings
         used = [citations.LOOKBEHIND] if self.is_lookbehind else []
-        used += [citations.SAM] if settings.k else []
-        used += [citations.ASAM] if settings.k and settings.ascent == "asam" else []
+        used += [ASCENTS[name].citation for name in dict.fromkeys(("sam", settings.ascent)) if settings.k]
         is_lookahead = "lookahead" in self.base_optimizer.lower() or (self.is_lookbehind and settings.alpha != 1)
         used += [citations.LOOKAHEAD] if is_lookahead else []
         return (

@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 from jinja2 import StrictUndefined
 
-from ...config import InputError, LookbehindConfig
+from ...config import ASCENTS, InputError, LookbehindConfig
 from ...report import format_plus_minus, format_table, mean_sd
 from ..file_names import CARD_NAME
 from .data import LookbehindCardData, MethodRuns, Result
@@ -145,7 +145,7 @@ def _settings_of(settings: LookbehindConfig) -> dict[str, str]:
     if not settings.k:
         return {"k": "0"}
     shown = {"k": f"{settings.k}", "rho": f"{settings.rho}", "alpha": f"{settings.alpha}", "ascent": settings.ascent}
-    if settings.ascent == "asam":
+    if ASCENTS[settings.ascent].has_eta:
         shown["eta"] = f"{settings.eta}"
     shown["descent"] = settings.descent
     default = LookbehindConfig()

@@ -15,7 +15,7 @@ from typing import Any
 
 from accelerate.utils.memory import clear_device_cache
 
-from ...config import InputError, LookbehindConfig
+from ...config import ASCENTS, InputError, LookbehindConfig
 from ...hub.redact import command
 from ...report import format_plus_minus, format_table, mean_sd, plot_search
 from ..cli.arguments import FinetuningArguments, is_lower_better
@@ -34,8 +34,6 @@ from ..cli.running import (
 from ..task import Task
 from .grid import SearchResult, Settings, grid_search
 
-# About the default of each kind of ascent, a factor of two or so apart.
-USUAL_RADII = {"sam": (0.005, 0.01, 0.02, 0.05, 0.1), "asam": (0.1, 0.25, 0.5, 1.0, 2.0)}
 PLOT_NAME = "rho_search.png"
 TRIALS = "rho_search_trials"
 # With other values of these, a finished training of the search is what it would be.
@@ -262,7 +260,7 @@ def _json(scores: Sequence[float]) -> list[float | None]:
 def _radii(args: Arguments) -> list[float]:
     given: Sequence[str] = args.search.rho_search or ()
     if list(given) == ["grid"]:
-        return list(USUAL_RADII[args.lookbehind.ascent])
+        return list(ASCENTS[args.lookbehind.ascent].radii)
     radii = []
     for text in given:
         try:

@@ -6,13 +6,13 @@ from pytorch_optimizer import Lookahead
 from transformers import ViTForImageClassification, default_data_collator
 
 from hf_lookbehind import InputError, LookbehindConfig
+from hf_lookbehind.optim.reference import ReferenceLookbehind
 from hf_lookbehind.programs.cli.arguments import FinetuningArguments
 from hf_lookbehind.programs.cli.flags import FlagParser
 from hf_lookbehind.programs.evaluation import Metrics
 from hf_lookbehind.programs.task import Task
 from hf_lookbehind.trainer.card import card_data
 from tests.models import max_difference
-from tests.reference import Reference
 from tests.training import PLAIN, images, make_model
 
 STEPS, N, ALPHA = 8, 3, 0.4  # the last cycle of Lookahead is cut short
@@ -46,7 +46,8 @@ def by_hand(settings):
         {"params": plain, "weight_decay": 0.0},
     ]
     optimizer = Lookahead(torch.optim.AdamW(groups, lr=RATE), k=N, alpha=ALPHA)
-    reference = Reference(model, optimizer, **(dict(rho=0.0, alpha=1) | settings), clip=1.0)
+    config = LookbehindConfig(**(dict(rho=0.0, alpha=1) | settings))
+    reference = ReferenceLookbehind(model, optimizer, config, clip=1.0)
     batch = default_data_collator(images(dtype=torch.float64))
 
     def closure():
