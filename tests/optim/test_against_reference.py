@@ -71,3 +71,24 @@ def test_tensors_larger_than_a_chunk(monkeypatch):
 
     monkeypatch.setattr(foreach.chunks, "__defaults__", (10,))
     run_both(MODELS["mlp"], OPTIMIZERS["adamw"], k=3, rho=0.05, alpha="adaptive", ascent="asam")
+
+
+@pytest.mark.parametrize("ascent", RHO)
+def test_gradients_that_a_scaler_has_multiplied_ascend_as_their_own(ascent):
+    """Those of float16: a power of two, by which `descend` divides them again."""
+    model, loss_fn = MODELS["mlp"]()
+    expected, expected_loss_fn = MODELS["mlp"]()
+    optimizer, config = OPTIMIZERS["sgd"](groups(model)), LookbehindConfig(k=3, rho=RHO[ascent], ascent=ascent, eta=1)
+    lookbehind = Lookbehind(model, optimizer, config, gradient_scale=lambda: 1024.0)
+    reference = ReferenceLookbehind(expected, OPTIMIZERS["sgd"](groups(expected)), config)
+
+    def descend():
+        for p in model.parameters():
+            if p.grad is not None:
+                p.grad /= 1024
+        optimizer.step()
+
+    for _ in range(3):
+        lookbehind.step(closure_of(model, lambda: 1024 * loss_fn()), descend)
+        reference.step(closure_of(expected, expected_loss_fn))
+    assert max_difference(model, expected) <= 1e-12
