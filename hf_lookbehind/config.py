@@ -58,6 +58,18 @@ ASCENTS = {
   url={https://arxiv.org/abs/2102.11600}
 }""",
     ),
+    "fisher": Ascent(
+        "Fisher SAM",
+        0.02,
+        (0.005, 0.01, 0.02, 0.05, 0.1),
+        """@inproceedings{kim2022fisher,
+  title={{Fisher SAM}: Information Geometry and Sharpness Aware Minimisation},
+  author={Kim, Minyoung and Li, Da and Hu, Shell X. and Hospedales, Timothy M.},
+  booktitle={International Conference on Machine Learning},
+  year={2022},
+  url={https://arxiv.org/abs/2206.04920}
+}""",
+    ),
 }
 DESCENTS = ("every", "last")
 ADAPTIVE_ALPHAS = ("adaptive", "adaptive-global")

@@ -55,7 +55,7 @@ def vit():
 MODELS = {"mlp": mlp, "vit": vit}
 
 # Every rule of ascent, with a radius that suits these models.
-RHO = {"sam": 0.02, "asam": 0.03}
+RHO = {"sam": 0.02, "asam": 0.03, "fisher": 0.02}
 
 
 def groups(model):

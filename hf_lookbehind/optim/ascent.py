@@ -28,6 +28,16 @@ def asam_scale(weights: list[Tensor], gradients: list[Tensor], eta: float) -> li
     return scales
 
 
+def fisher_scale(weights: list[Tensor], gradients: list[Tensor], eta: float) -> list[Tensor]:
+    """T^2 = 1 / (1 + eta g^2): the Fisher matrix of the window, by its diagonal (Kim et al. 2022, arXiv 2206.04920)."""
+    scales = list(torch._foreach_mul(gradients, gradients))
+    torch._foreach_mul_(scales, eta)
+    torch._foreach_add_(scales, 1.0)
+    torch._foreach_sqrt_(scales)
+    torch._foreach_reciprocal_(scales)
+    return scales
+
+
 @dataclass(frozen=True)
 class Rule:
     """How T comes about.
@@ -50,6 +60,7 @@ class Rule:
 RULES: Mapping[str, Rule] = {
     "sam": Rule(),
     "asam": Rule(asam_scale, only_weights=True),
+    "fisher": Rule(fisher_scale, reads_gradients=True),
 }
 
 

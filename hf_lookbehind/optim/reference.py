@@ -20,6 +20,8 @@ def T_of(ascent: str, name: str, w: Tensor, g: Tensor, eta: float) -> Tensor:
     """T of one tensor, from its name, weights and gradient."""
     if ascent == "asam" and "weight" in name:
         return w.abs() + eta
+    if ascent == "fisher":
+        return (1 + eta * g**2) ** -0.5
     return torch.ones_like(w)
 
 
