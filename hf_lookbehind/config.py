@@ -146,7 +146,7 @@ class LookbehindConfig:
     ascent: str = field(
         default="sam", metadata={"help": f"Rule of the perturbation: {' or '.join(map(repr, ASCENTS))}."}
     )
-    eta: float = field(default=0.01, metadata={"help": "ASAM's stabiliser, added to |w|. 0 or more."})
+    eta: float = field(default=0.01, metadata={"help": "Constant of the rule's scale: of asam |w| + eta. 0 or more."})
     descent: str = field(
         default="every",
         metadata={"help": "'every': each ascent point drives a descent step; 'last': only the k-th (multistep SAM)."},

@@ -170,7 +170,7 @@ class AGEM(_WithMemory):
             devices = {p.device for p in parameters}
             with SameFunction(trainer.model, devices, passes=2, others=[trainer]) as same_function:
                 with trainer._logging_off():
-                    same_function(closure, on_part=True)
+                    same_function.rehearse(closure)
             return [p.grad for p in parameters]
         finally:
             for p, gradient in zip(parameters, own, strict=True):

@@ -66,8 +66,8 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def intact(model: nn.Module, parameters: Sequence[Tensor]) -> Iterator[SameFunction]:
     """Put back, whatever happens within: modes, buffers, random states, and gradients and flags of the parameters.
 
-    Within it the parameters have no gradient. What runs as `same_function(closure, on_part=True)` starts, each time,
-    from the buffers and the random states that there were on entry.
+    Within it the parameters have no gradient. What runs as `same_function.rehearse(closure)` starts, each time, from
+    the buffers and the random states that there were on entry.
     """
     modes = [(module, module.training) for module in model.modules()]
     held = [(p, p.requires_grad, p.grad) for p in parameters]
@@ -78,7 +78,7 @@ def intact(model: nn.Module, parameters: Sequence[Tensor]) -> Iterator[SameFunct
                 p.grad = None
             yield same_function
         finally:
-            same_function(lambda: None, on_part=True)  # takes back what was drawn and written
+            same_function.restore()
             for p, requires_grad, gradient in held:
                 p.grad = gradient
                 if p.requires_grad != requires_grad:
@@ -137,7 +137,7 @@ def _stand_in(tensor: Tensor) -> Tensor:
 
 @contextmanager
 def _exchanged(model: nn.Module, stand_ins: Mapping[int, Tensor]) -> Iterator[None]:
-    """Within it the modules have, in the place of parameters and buffers, what stands in for them (by their id)."""
+    """Within it the modules have, instead of parameters and buffers, what stands in for them (by their id)."""
     found = [
         (module, name, tensor)
         for module in model.modules()

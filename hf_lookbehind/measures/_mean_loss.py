@@ -122,7 +122,7 @@ class MeanLoss:
     def _as_one_function(self, run: Callable[[], float]) -> float:
         self._model.eval()
         drop_whole_copies(self._model)  # the weights may have moved since the last forward
-        return self._same_function(run, on_part=True)
+        return self._same_function.rehearse(run)
 
     def _survey(self) -> tuple[float, float]:
         """The numbers of batches and of examples, of all processes."""
@@ -131,7 +131,7 @@ class MeanLoss:
                 f"batches={type(self._batches).__name__} is not allowed: a list of batches, a DataLoader, or another "
                 "collection that can be read several times (an iterator or generator can be read once)"
             )
-        sizes = self._same_function(lambda: [_examples(batch) for batch in self._batches], on_part=True)
+        sizes = self._same_function.rehearse(lambda: [_examples(batch) for batch in self._batches])
         self._count = len(sizes)
         world, count, squares, examples = self.over_processes([1, self._count, self._count**2, sum(sizes)])
         if not examples:

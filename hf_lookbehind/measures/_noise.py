@@ -4,10 +4,9 @@ import hashlib
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Replicate
 
 from ..tensors.foreach import accumulation_dtype
-from ..tensors.processes import local
+from ..tensors.processes import part_of
 
 
 def normal(name: str, parameter: Tensor, seed: int, draw: int) -> Tensor:
@@ -20,12 +19,3 @@ def normal(name: str, parameter: Tensor, seed: int, draw: int) -> Tensor:
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
     z = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
     return part_of(z.to(parameter.device, accumulation_dtype(parameter.dtype)), parameter)
-
-
-def part_of(whole: Tensor, parameter: Tensor) -> Tensor:
-    """What this process holds of a tensor that is laid out as a parameter is."""
-    if not isinstance(parameter, DTensor):
-        return whole
-    mesh = parameter.device_mesh
-    replicated = DTensor.from_local(whole, mesh, [Replicate()] * mesh.ndim, run_check=False)
-    return local(replicated.redistribute(placements=parameter.placements))

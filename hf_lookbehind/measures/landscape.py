@@ -6,13 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from ..config import InputError
-from ..tensors.processes import local
+from ..tensors.processes import is_sharded, local, part_of, shard_dimension
 from ._intact import Weight, tensor_names, unwrapped
 from ._mean_loss import LossFn, check_finite, measured, trainable
-from ._noise import normal, part_of
+from ._noise import normal
 from .accepted import check_numbers, check_whole
 
 
@@ -146,8 +145,7 @@ def _matrices(parameters: list[Tensor]) -> list[Tensor]:
     matrices = [p for p in parameters if p.ndim > 1]
     if not matrices:
         raise InputError("no parameter that requires grad has two dimensions: there are no filters to normalise by")
-    placements = [p.placements[0] for p in matrices if isinstance(p, DTensor)]
-    if any(placement.is_shard() and not placement.is_shard(0) for placement in placements):
+    if any(shard_dimension(p) not in (None, 0) for p in matrices):
         raise InputError(
             "parameters sharded along another dimension than the first are not supported: it cuts filters"
         )
@@ -180,5 +178,5 @@ def _targets(model: nn.Module, to: nn.Module | Mapping[str, Tensor]) -> dict[str
             found = tuple(to[known[0]].shape) if known else "missing"
             raise InputError(f"to: {names[0]!r} is {found}, where the model has shape {tuple(tensor.shape)}")
         target = to[known[0]].detach()
-        targets[names[0]] = tensor, local(target) if isinstance(target, DTensor) else part_of(target, tensor)
+        targets[names[0]] = tensor, local(target) if is_sharded(target) else part_of(target, tensor)
     return targets

@@ -109,7 +109,7 @@ def weight_noise(
             for draw in range(draws if sigma > 0 else 1):
                 _perturb(weights, maxima, sigma, seed, draw)
                 drop_whole_copies(model)
-                values.append(_number(same_function(run, on_part=True), sigma, draw))
+                values.append(_number(same_function.rehearse(run), sigma, draw))
             records.append(_record(sigma, values if sigma > 0 else values * draws, greater_is_better))
     return records
 

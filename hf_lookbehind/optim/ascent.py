@@ -29,7 +29,7 @@ def asam_scale(weights: list[Tensor], gradients: list[Tensor], eta: float) -> li
 
 
 def fisher_scale(weights: list[Tensor], gradients: list[Tensor], eta: float) -> list[Tensor]:
-    """T^2 = 1 / (1 + eta g^2): the Fisher matrix of the window, by its diagonal (Kim et al. 2022, arXiv 2206.04920)."""
+    """T^2 = 1 / (1 + eta g^2): the diagonal of the window's Fisher matrix (Kim et al. 2022, arXiv 2206.04920)."""
     scales = list(torch._foreach_mul(gradients, gradients))
     torch._foreach_mul_(scales, eta)
     torch._foreach_add_(scales, 1.0)

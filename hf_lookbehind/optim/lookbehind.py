@@ -239,7 +239,8 @@ class Lookbehind:
         now = self._now
         k, every = now.plan.k, now.plan.descent == "every"
         with SameFunction(self.model, self._weights.devices, passes=k + 1, others=self.counting) as same_function:
-            loss = same_function(ascent_closure if k else closure, now.is_on_part)
+            first_pass = same_function.rehearse if now.is_on_part else same_function.run
+            loss = first_pass(ascent_closure if k else closure)
             self._measure(loss)  # g_0 = grad L(phi)
             for i in range(1, k + 1):
                 if not now.goes_on:
@@ -248,7 +249,7 @@ class Lookbehind:
                 if every and i > 1:  # now, as the next pass replaces g_{i-1}
                     self._descend(i - 1, descend)  # phi_{i-1} = opt(phi_{i-2}, g_{i-1})
                 if now.goes_on:
-                    ascent_loss = same_function(closure)
+                    ascent_loss = same_function.run(closure)
                     self._measure(ascent_loss)  # g_i = grad L(phi'_i)
                     loss = ascent_loss if now.is_on_part and i == 1 else loss
         now.goes_on = now.is_pending = now.goes_on and self._average_gradients()

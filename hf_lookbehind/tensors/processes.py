@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from ..config import InputError
 
@@ -30,6 +30,21 @@ def locals_of(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 def is_sharded(tensor: Tensor) -> bool:
     return isinstance(tensor, DTensor)
+
+
+def shard_dimension(tensor: Tensor) -> int | None:
+    """The dimension along which the first dimension of its mesh cuts it; None: each process holds all of it."""
+    placement = tensor.placements[0] if isinstance(tensor, DTensor) else None
+    return placement.dim if isinstance(placement, Shard) else None
+
+
+def part_of(whole: Tensor, parameter: Tensor) -> Tensor:
+    """What this process holds of a tensor, whole in each, that is to be laid out as a parameter is."""
+    if not isinstance(parameter, DTensor):
+        return whole
+    mesh = parameter.device_mesh
+    replicated = DTensor.from_local(whole, mesh, [Replicate()] * mesh.ndim, run_check=False)
+    return local(replicated.redistribute(placements=parameter.placements))
 
 
 def is_main_process() -> bool:

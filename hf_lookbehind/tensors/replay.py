@@ -40,9 +40,9 @@ class SameFunction:
 
     Example:
         with SameFunction(model, devices, passes=2) as same_function:
-            loss = same_function(closure)
+            loss = same_function.run(closure)
             ...  # move the weights
-            perturbed_loss = same_function(closure)
+            perturbed_loss = same_function.run(closure)
     """
 
     def __init__(self, model: nn.Module, devices: Iterable[torch.device], passes: int, others: Sequence[Any] = ()):
@@ -56,22 +56,15 @@ class SameFunction:
         if self._is_repeated:
             modules = list(self._model.modules())
             copies, self._constants = _buffers(modules)
-            self._before = _State(self.random_state(), copies, counters((*modules, *self._others)))
+            self._before = _State(self._random_state(), copies, counters((*modules, *self._others)))
         return self
 
-    @torch.enable_grad()
-    def __call__(self, closure: Callable[[], Any], on_part: bool = False) -> Any:
-        """Run the closure. On a part of the data it is another function: what it draws and writes is taken back."""
-        # Under an autocast context that spans passes, low-precision copies of the weights would outlive the weights.
-        torch.clear_autocast_cache()
-        if on_part:
-            result = closure()
-            self._restore(self._before)
-            return result
+    def run(self, closure: Callable[[], Any]) -> Any:
+        """One of the passes, which all draw and write alike."""
         if self._after is not None:
             self._restore(self._before)
-            return closure()
-        result = closure()
+            return _called(closure)
+        result = _called(closure)
         if not self._is_repeated:
             return result
         for constant in self._constants:
@@ -82,6 +75,16 @@ class SameFunction:
         self._after = [_copy(buffer.module, buffer.name) for buffer in written]
         self._counters_after = [c.now() for c in self._before.counters]
         return result
+
+    def rehearse(self, closure: Callable[[], Any]) -> Any:
+        """Run another function, on a part of the data say, and take back what it draws and writes."""
+        result = _called(closure)
+        self.restore()
+        return result
+
+    def restore(self) -> None:
+        """Take back what has been drawn and written since the entry; not after a first pass by `run`."""
+        self._restore(self._before)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -94,7 +97,7 @@ class SameFunction:
             _restore_buffers(self._after)
             restore(self._counters_after, as_copies=False)
 
-    def random_state(self) -> tuple[Any, ...]:
+    def _random_state(self) -> tuple[Any, ...]:
         """Of all generators that are replayed."""
         devices = {d: torch.get_device_module(d).get_rng_state(*_index(d)) for d in self._devices}
         return random.getstate(), np.random.get_state(), torch.get_rng_state(), devices
@@ -108,6 +111,13 @@ class SameFunction:
             torch.get_device_module(device).set_rng_state(device_state, *_index(device))
         _restore_buffers(state.buffers)
         restore(state.counters, as_copies=True)
+
+
+@torch.enable_grad()
+def _called(closure: Callable[[], Any]) -> Any:
+    # Under an autocast context that spans passes, low-precision copies of the weights would outlive the weights.
+    torch.clear_autocast_cache()
+    return closure()
 
 
 class _Buffer(NamedTuple):

@@ -118,7 +118,7 @@ def test_a_strided_buffer_that_a_forward_writes_is_put_back():
 def test_buffers_and_generators_after_an_exception_are_as_before(failing):
     model, passes = network(nn.BatchNorm1d(8)), []
     before = [b.clone() for b in model.buffers()]
-    random_state = SameFunction(model, [], passes=2).random_state()
+    random_state = SameFunction(model, [], passes=2)._random_state()
     as_before = random.random(), np.random.rand(), torch.rand(()).item()
 
     def fail():
@@ -243,5 +243,5 @@ def test_a_first_pass_that_ends_by_an_error_leaves_nothing():
 
     before = torch.get_rng_state()
     with pytest.raises(KeyError), SameFunction(model, [], passes=2) as same_function:
-        same_function(closure)
+        same_function.run(closure)
     assert torch.equal(torch.get_rng_state(), before) and model.num_batches_tracked == 0
