@@ -38,11 +38,12 @@ from hf_lookbehind import InputError
 from hf_lookbehind.programs import evaluation as metrics
 from hf_lookbehind.programs.cli.flags import Arguments, FlagParser
 from hf_lookbehind.programs.cli.running import is_main_process
-from hf_lookbehind.programs.data import packing, texts
+from hf_lookbehind.programs.data import corpus as corpora
+from hf_lookbehind.programs.data import packing
 from hf_lookbehind.programs.data import sources as data
+from hf_lookbehind.programs.data.corpus import Corpus
 from hf_lookbehind.programs.data.texts import TABLES, TextDataArguments
 from hf_lookbehind.programs.models import loading as models
-from hf_lookbehind.programs.models import tokenization
 from hf_lookbehind.programs.models.adapters import with_adapters
 from hf_lookbehind.programs.models.tokenization import TextModelArguments
 from hf_lookbehind.programs.program import Program
@@ -94,33 +95,28 @@ def make_parser() -> FlagParser:
 
 def load_documents(args: Arguments) -> dict[str, data.Part]:
     """Those to train on and, where there are such, to validate and test on: all of them, subsets are of blocks."""
-    # the first process fills the cache, the others read it
-    with args.training.main_process_first(desc="loading the dataset"):
-        splits = texts.load_texts(args.data, cache_dir=args.model.cache_dir, token=args.model.token)
     every = replace(args.data, train_val_split=0.0, max_train_samples=None, max_eval_samples=None)
-    test = args.training.do_predict or args.data.test_file is not None
-    documents = data.choose_parts(every, splits, seed=0, test=test)
+    documents = data.choose_parts(every, corpora.read_splits(args), seed=0, test=args.training.do_predict)
     for part in documents.values():
         data.find_column(part.dataset, args.data.text_column_name, (), "text_column_name")
     return documents
 
 
-def make_blocks(args: Arguments, documents: dict[str, data.Part], tokenizer: Any, block_size: int) -> dict[str, Any]:
+def make_blocks(corpus: Corpus, block_size: int) -> dict[str, Any]:
     """The blocks of each split; without documents to validate on, the last ones of the training split."""
-    training, blocks, notes = args.training, {}, []
-    for split, part in documents.items():
-        with training.main_process_first(desc="tokenizing"):
-            stream = packing.token_stream(part, args.data.text_column_name, tokenizer)
-        blocks[split] = packing.pack(stream, block_size, part.name)
+    args, blocks, notes = corpus.args, {}, []
+    (column,), tokenizer = corpus.columns, corpus.tokenizer
+    streams = corpus.tokenized(lambda _, part: packing.token_stream(part, column, tokenizer))
+    for split, stream in streams.items():
+        blocks[split] = packing.pack(stream, block_size, corpus.parts[split].name)
         left_out = len(stream) % block_size
         notes.append(f"{split}: {len(blocks[split])} blocks of {block_size} tokens; {left_out} left out at the end")
     if "validation" not in blocks and args.data.train_val_split > 0:
         blocks["train"], blocks["validation"] = packing.hold_out_last(blocks["train"], args.data.train_val_split)
         notes.append(f"validation: the last {len(blocks['validation'])} blocks of these")
-    seed = training.seed if training.data_seed is None else training.data_seed
     for split in blocks:
         limit = args.data.max_train_samples if split == "train" else args.data.max_eval_samples
-        blocks[split] = blocks[split].select(data.random_subset(len(blocks[split]), limit, seed))
+        blocks[split] = blocks[split].select(data.random_subset(len(blocks[split]), limit, args.training.seed_of_data))
     if is_main_process():
         print("\n".join(notes))
     return blocks
@@ -164,17 +160,12 @@ def check_causal(model: PreTrainedModel, ids: list[int], args: TextModelArgument
 
 def prepare(args: Arguments) -> Task:
     """The data, and a way to the model. What is wrong with any of them is found here, before a file is written."""
-    documents = load_documents(args)
-    config = models.load_config(args.model)
-    own_texts = texts.texts_of(documents["train"], args.data.text_column_name)
-    tokenizer = tokenization.load_tokenizer(args.model, own_texts, frame=False)
-    config = config or new_config(args, tokenizer)
-    tokenization.check_vocabulary(tokenizer, config)
-    block_size = tokenization.choose_length("block_size", args.data.block_size, LONGEST, tokenizer, config)
-    datasets = make_blocks(args, documents, tokenizer, block_size)
+    documents, columns = load_documents(args), [args.data.text_column_name]
+    corpus = corpora.with_tokenizer(args, documents, columns, models.load_config(args.model), new_config, packed=True)
+    datasets = make_blocks(corpus, corpus.length("block_size", LONGEST, least=1))
 
     def load_model() -> PreTrainedModel:
-        model = models.build_model(AutoModelForCausalLM, args.model, config)
+        model = models.build_model(AutoModelForCausalLM, args.model, corpus.config)
         # GPT-2's class does not tell the Trainer which loss it has: it would count the first tokens of the blocks,
         # which nothing predicts, and report losses that are too small
         model.loss_type = model.loss_type or "ForCausalLM"
@@ -184,7 +175,7 @@ def prepare(args: Arguments) -> Task:
     return Task(
         datasets=datasets,
         load_model=load_model,
-        processing_class=tokenizer,
+        processing_class=corpus.tokenizer,
         make_collator=lambda model: packing.collate_blocks,
         metrics=metrics.of_tokens(args.training.metric or ["perplexity"]),
     )

@@ -190,7 +190,7 @@ def prepare(args: Arguments) -> Task:
     some = data.take_split(splits, args.data.train_split, "train_split").dataset
     image_column = data.find_column(some, args.data.image_column_name, IMAGE_COLUMNS, "image_column_name")
     label_column = data.find_column(some, args.data.label_column_name, LABEL_COLUMNS, "label_column_name")
-    seed = training.seed if training.data_seed is None else training.data_seed
+    seed = training.seed_of_data
     strata = partial(labels.classes_that_occur, column=label_column)
     columns = [image_column, label_column]
     parts = data.choose_parts(args.data, splits, columns, seed=seed, test=training.do_predict, strata=strata)

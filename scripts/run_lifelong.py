@@ -47,7 +47,7 @@ from hf_lookbehind.hub.card.measured import json_values
 from hf_lookbehind.hub.card.render import save as save_card
 from hf_lookbehind.lifelong import NoReplay, SequenceResult, make_replay, train_sequence
 from hf_lookbehind.lifelong.card import TITLE, matrix_table, stream_section
-from hf_lookbehind.lifelong.replay import METHODS
+from hf_lookbehind.lifelong.replay_methods import METHODS
 from hf_lookbehind.lifelong.runner import (
     ABOUT,
     END,

@@ -30,7 +30,6 @@ if __name__ == "__main__":
 
 import sys
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from typing import Any
 
 from datasets import Dataset
@@ -38,12 +37,14 @@ from transformers import AutoModelForSeq2SeqLM, GenerationConfig, PreTrainedConf
 
 from hf_lookbehind import InputError
 from hf_lookbehind.programs.cli.flags import Arguments, FlagParser
+from hf_lookbehind.programs.data import corpus as corpora
 from hf_lookbehind.programs.data import sources as data
 from hf_lookbehind.programs.data import texts
+from hf_lookbehind.programs.data.corpus import Corpus
 from hf_lookbehind.programs.data.json_files import is_mixed
 from hf_lookbehind.programs.data.texts import TextDataArguments
 from hf_lookbehind.programs.models import loading as models
-from hf_lookbehind.programs.models import seq2seq, tokenization
+from hf_lookbehind.programs.models import seq2seq
 from hf_lookbehind.programs.models.adapters import with_adapters
 from hf_lookbehind.programs.models.seq2seq import Seq2SeqFinetuningArguments, Seq2SeqTrainer
 from hf_lookbehind.programs.models.tokenization import TextModelArguments
@@ -116,10 +117,7 @@ def make_parser() -> FlagParser:
 
 def load_pairs(args: Arguments) -> tuple[dict[str, Dataset], list[str]]:
     """All splits, and the names of the columns of sources and targets."""
-    # the first process fills the cache, the others read it
-    with args.training.main_process_first(desc="loading the dataset"):
-        splits = texts.load_texts(args.data, cache_dir=args.model.cache_dir, token=args.model.token)
-    flags = args.data
+    splits, flags = corpora.read_splits(args), args.data
     part = data.take_split(splits, flags.train_split, "train_split")
     some = part.dataset
     if flags.source_lang is None or flags.source_column or flags.target_column or TRANSLATION not in some.column_names:
@@ -161,10 +159,9 @@ def find_language(dataset: Dataset, flag: str, language: str) -> str:
     )
 
 
-def tokenize(
-    part: data.Part, columns: list[str], tokenizer: Any, prefix: str, source_length: int, target_length: int
-) -> Dataset:
+def tokenize(part: data.Part, corpus: Corpus, source_length: int, target_length: int) -> Dataset:
     """Sources as a model takes them, targets as `labels`; both cut to their lengths, in tokens."""
+    columns, tokenizer, prefix = corpus.columns, corpus.tokenizer, corpus.args.data.source_prefix
 
     def encode(batch: dict[str, list[str]]) -> dict[str, Any]:
         sources, targets = (batch[column] for column in columns)
@@ -188,8 +185,9 @@ def check_architecture(config: PreTrainedConfig, args: TextModelArguments) -> No
         )
 
 
-def set_languages(tokenizer: Any, args: Seq2SeqDataArguments) -> None:
+def set_languages(corpus: Corpus) -> None:
     """Tell a tokenizer that marks its texts by language (mBART, M2M100, NLLB) from which to which."""
+    tokenizer, args = corpus.tokenizer, corpus.args.data
     if not hasattr(tokenizer, "tgt_lang"):
         return
     if args.target_lang is None:
@@ -228,16 +226,16 @@ def new_config(args: Arguments, tokenizer: Any) -> PreTrainedConfig:
     return config
 
 
-def prepare_generation(model: Any, args: Arguments, tokenizer: Any, length: int) -> None:
+def prepare_generation(model: Any, corpus: Corpus, length: int) -> None:
     """How the model generates, in evaluations and when it is loaded again. What it says about that itself stays.
 
     Args:
         model: loaded.
-        args: all flags.
-        tokenizer: of the model, its languages set.
+        corpus: the languages of its tokenizer are set.
         length: of the longest target in evaluations, in tokens.
     """
-    own, training = model.generation_config, args.training
+    own, args, tokenizer = model.generation_config, corpus.args, corpus.tokenizer
+    training = args.training
     if training.generation_config is not None:
         given = training.generation_config
         if not isinstance(given, GenerationConfig):
@@ -274,44 +272,28 @@ def prepare(args: Arguments) -> Task:
     """The data, and a way to the model. What is wrong with any of them is found here, before a file is written."""
     training = args.training
     splits, columns = load_pairs(args)
-    seed = training.seed if training.data_seed is None else training.data_seed
-    test = training.do_predict or args.data.test_file is not None
-    parts = data.choose_parts(args.data, splits, columns, seed=seed, test=test)
-
+    parts = data.choose_parts(args.data, splits, columns, seed=training.seed_of_data, test=training.do_predict)
     config = models.load_config(args.model)
     if config is not None:
         check_architecture(config, args.model)
-    own_texts = chain.from_iterable(texts.texts_of(parts["train"], name) for name in columns)
-    tokenizer = tokenization.load_tokenizer(args.model, own_texts)
-    config = config or new_config(args, tokenizer)
-    tokenization.check_padding(tokenizer, config)
-    tokenization.check_vocabulary(tokenizer, config)
-    set_languages(tokenizer, args.data)
-
-    def length(flag: str, default: int) -> int:
-        least = tokenization.fewest_tokens(tokenizer)
-        return tokenization.choose_length(flag, getattr(args.data, flag), default, tokenizer, config, least=least)
-
-    source_length = length("max_source_length", LONGEST_SOURCE)
-    target_length = length("max_target_length", LONGEST_TARGET)
-    lengths = dict.fromkeys(parts, length("val_max_target_length", target_length)) | {"train": target_length}
+    corpus = corpora.with_tokenizer(args, parts, columns, config, new_config)
+    tokenizer = corpus.tokenizer
+    set_languages(corpus)
+    source_length = corpus.length("max_source_length", LONGEST_SOURCE)
+    target_length = corpus.length("max_target_length", LONGEST_TARGET)
+    lengths = dict.fromkeys(parts, corpus.length("val_max_target_length", target_length)) | {"train": target_length}
     evaluated = max(lengths.values())
     choose_generation(args, evaluated)
-    with training.main_process_first(desc="tokenizing"):
-        datasets = {
-            split: tokenize(part, columns, tokenizer, args.data.source_prefix, source_length, lengths[split])
-            for split, part in parts.items()
-        }
 
     def load_model() -> PreTrainedModel:
-        model = models.build_model(AutoModelForSeq2SeqLM, args.model, config)
-        prepare_generation(model, args, tokenizer, evaluated)
+        model = models.build_model(AutoModelForSeq2SeqLM, args.model, corpus.config)
+        prepare_generation(model, corpus, evaluated)
         return with_adapters(model, args.model, "SEQ_2_SEQ_LM")
 
     default = ["rouge"] if args.data.source_lang is None else ["bleu"]
     rated = seq2seq.of_generated(training.metric or default, tokenizer) if training.predict_with_generate else None
     return Task(
-        datasets=datasets,
+        datasets=corpus.tokenized(lambda split, part: tokenize(part, corpus, source_length, lengths[split])),
         load_model=load_model,
         processing_class=tokenizer,
         make_collator=lambda model: seq2seq.make_collator(model, tokenizer),

@@ -44,15 +44,15 @@ from transformers import (
 from hf_lookbehind import InputError
 from hf_lookbehind.programs import evaluation as metrics
 from hf_lookbehind.programs.cli.flags import Arguments, FlagParser
+from hf_lookbehind.programs.data import corpus as corpora
 from hf_lookbehind.programs.data import labels, texts
 from hf_lookbehind.programs.data import sources as data
 from hf_lookbehind.programs.data.labels import NoisyLabelArguments
 from hf_lookbehind.programs.data.texts import TextDataArguments
 from hf_lookbehind.programs.models import loading as models
-from hf_lookbehind.programs.models import tokenization
 from hf_lookbehind.programs.models.adapters import with_adapters
 from hf_lookbehind.programs.models.loading import A_NUMBER, MANY_LABELS, ONE_LABEL
-from hf_lookbehind.programs.models.tokenization import TextModelArguments
+from hf_lookbehind.programs.models.tokenization import TextModelArguments, fewest_tokens
 from hf_lookbehind.programs.program import Program
 from hf_lookbehind.programs.task import Task
 
@@ -171,27 +171,21 @@ def new_config(args: Arguments, tokenizer: Any) -> PreTrainedConfig:
 def prepare(args: Arguments) -> Task:
     """The data, and a way to the model. What is wrong with any of them is found here, before a file is written."""
     training, separator = args.training, args.data.label_separator
-    # the first process fills the cache, the others read it
-    with training.main_process_first(desc="loading the dataset"):
-        splits = texts.load_texts(args.data, cache_dir=args.model.cache_dir, token=args.model.token)
+    splits = corpora.read_splits(args)
     some = data.take_split(splits, args.data.train_split, "train_split")
     columns = find_text_columns(args.data, some.dataset)
     column = data.find_column(some.dataset, args.data.label_column_name, LABEL_COLUMNS, "label_column_name")
     for name in columns:
         data.check_different({"text_column_names": name, "label_column_name": column})
     problem = labels.problem_of(some, column, separator=separator, regression=args.data.do_regression)
-    seed = training.seed if training.data_seed is None else training.data_seed
     strata = partial(labels.classes_that_occur, column=column) if problem == ONE_LABEL else None
-    test = training.do_predict or args.data.test_file is not None
-    parts = data.choose_parts(args.data, splits, [*columns, column], seed=seed, test=test, strata=strata)
+    parts = data.choose_parts(
+        args.data, splits, [*columns, column], seed=training.seed_of_data, test=training.do_predict, strata=strata
+    )
     names = names_of(problem, parts["train"], column, separator)
 
-    config = models.load_config(args.model)
-    own_texts = (text for name in columns for text in texts.texts_of(parts["train"], name))
-    tokenizer = tokenization.load_tokenizer(args.model, own_texts)
-    config = config or new_config(args, tokenizer)
-    tokenization.check_padding(tokenizer, config)
-    tokenization.check_vocabulary(tokenizer, config)
+    corpus = corpora.with_tokenizer(args, parts, columns, models.load_config(args.model), new_config)
+    tokenizer, config = corpus.tokenizer, corpus.config
     classes, new_head = models.choose_classes(config, names, TASK, args.model, problem)
     config.problem_type = problem
     encoded = {split: encode(problem, part, column, classes, separator) for split, part in parts.items()}
@@ -202,14 +196,7 @@ def prepare(args: Arguments) -> Task:
         )
     elif args.data.label_noise:
         raise InputError(f"--label_noise {args.data.label_noise} is not supported here: it needs one class per text")
-    length = tokenization.choose_length(
-        "max_seq_length", args.data.max_seq_length, LONGEST, tokenizer, config,
-        least=tokenization.fewest_tokens(tokenizer, len(columns)),
-    )  # fmt: skip
-    with training.main_process_first(desc="tokenizing"):
-        datasets = {
-            split: texts.tokenize(part, columns, tokenizer, length, encoded[split]) for split, part in parts.items()
-        }
+    length = corpus.length("max_seq_length", LONGEST, least=fewest_tokens(tokenizer, len(columns)))
 
     def load_model() -> PreTrainedModel:
         auto_class = AutoModelForSequenceClassification
@@ -218,7 +205,9 @@ def prepare(args: Arguments) -> Task:
 
     glue_metrics = GLUE_TASKS[args.data.task_name][1] if args.data.task_name is not None else None
     return Task(
-        datasets=datasets,
+        datasets=corpus.tokenized(
+            lambda split, part: texts.tokenize(part, columns, tokenizer, length, encoded[split])
+        ),
         load_model=load_model,
         processing_class=tokenizer,
         make_collator=lambda model: DataCollatorWithPadding(tokenizer),

@@ -16,12 +16,7 @@ def pytest_collection_finish():
     """Accelerate collects garbage in every training: what was imported is not searched each time."""
     gc.collect()
     gc.freeze()
-
-
-def pytest_runtest_setup():
-    """After a test that has undone it."""
-    if not gc.get_freeze_count():
-        pytest_collection_finish()
+    gc.unfreeze = lambda: None  # for good
 
 
 def save_no_figure(figure, path, **_):

@@ -190,7 +190,7 @@ def push_folder(
 ) -> CommitInfo:
     """Upload a saved model: the files that `files_to_push` gives, and never anything else.
 
-    What an earlier push has left in the repository and would be loaded in the place of these files is removed from its
+    What an earlier push has left in the repository and would be loaded instead of these files is removed from its
     head. A line of the log says what in the folder is left out, and why; but for what a training always leaves: states
     of optimizers, `training_args.bin` (a pickle that holds the token), logs, hidden files. The repository is created
     if there is none.
@@ -239,7 +239,7 @@ def push_command(folder: str | Path, repo_id: str, *, private: bool | None = Non
 
 
 def _replaced(files: Sequence[str]) -> list[str]:
-    """Patterns of what an earlier push may have left, and would be loaded in the place of these files, or with them.
+    """Patterns of what an earlier push may have left, and would be loaded instead of these files, or with them.
 
     An earlier model in one file, where this one is in several; adapters, where it is a whole one; a vocabulary of
     another form. Weights of a whole model stay where adapters are pushed: they may be those of their base.

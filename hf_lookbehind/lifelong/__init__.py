@@ -2,7 +2,7 @@
 
 from .memory import ReplayMemory
 from .metrics import average_accuracy, backward_transfer, forgetting, forward_transfer, learning_accuracy
-from .replay import AGEM, ExperienceReplay, JointTraining, NoReplay, make_replay
+from .replay_methods import AGEM, ExperienceReplay, JointTraining, NoReplay, make_replay
 from .runner import SequenceResult, train_sequence
 from .tasks import LifelongTask, TaskSequence
 

@@ -16,7 +16,7 @@ from ..trainer.record import TrainingRecord
 from ..trainer.resume import last_complete_checkpoint
 from .memory import ReplayMemory
 from .metrics import average_accuracy, backward_transfer, forgetting, forward_transfer, learning_accuracy
-from .replay import NoReplay
+from .replay_methods import NoReplay
 from .tasks import HeadMask, TaskSequence
 
 STREAM_NAME, BASELINE_NAME, RESULT_NAME = "stream.json", "baseline.json", "task_results.json"

@@ -162,10 +162,10 @@ def test_a_failing_hub_is_one_line_within_the_deadline_and_the_folder_is_intact(
     (folder / "README.md").write_text("---\ntags: [a]\n---\n")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     hub.fail(route, **fault)
-    start = time.monotonic()
+    start, deadline = time.monotonic(), 2 if "within 2 seconds" in message else 20
     with pytest.raises(NotPushedError, match=message) as refused:
-        push_folder(folder, "user/model", deadline=2)
-    assert time.monotonic() - start < 5 and "\n" not in str(refused.value) and hub.asked(route) >= 1
+        push_folder(folder, "user/model", deadline=deadline)
+    assert time.monotonic() - start < deadline + 3 and "\n" not in str(refused.value) and hub.asked(route) >= 1
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert hub.repos["user/model"].files == {}
 

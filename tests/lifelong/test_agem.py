@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hf_lookbehind.lifelong import AGEM, ReplayMemory, train_sequence
-from hf_lookbehind.lifelong.replay import project
+from hf_lookbehind.lifelong.replay_methods import project
 from tests.lifelong.streams import factory, run, stream
 from tests.models import max_difference, weights_of
 from tests.training import PLAIN, make_model

@@ -11,7 +11,7 @@ from transformers import Trainer
 
 from hf_lookbehind import InputError
 from hf_lookbehind.lifelong import ReplayMemory, make_replay, train_sequence
-from hf_lookbehind.lifelong.replay import MixedDataset
+from hf_lookbehind.lifelong.replay_methods import MixedDataset
 from tests.lifelong.streams import DigitsNet, factory, killed_run, run, split_digits, stream
 from tests.models import max_difference, weights_of
 from tests.training import arguments, make_model

@@ -17,7 +17,7 @@ RECIPES = {
     "vit_finetune": (image_classification, ["--train_dir", "."]),
     "bert_classifier": (text_classification, ["--train_file", "a.csv"]),
     "lora_clm": (clm, ["--train_file", "a.txt"]),
-    # in the place of what they tell the user to fetch
+    # instead of what they tell the user to fetch
     "lifelong_text": (LIFELONG_TEXT.make_parser, ["--model_name_or_path", "a/model", "--dataset_name", "a/dataset"]),
     "t5_seq2seq": (seq2seq, ["--train_file", "a.csv"]),
 }

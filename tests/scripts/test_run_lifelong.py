@@ -160,7 +160,7 @@ def test_sigterm_ends_it_with_a_checkpoint_from_which_it_goes_on_exactly(tmp_pat
     try:
         with monkeypatch.context() as patch:
             # a memory is replayed from the second task on
-            patch.setattr("hf_lookbehind.lifelong.replay._EpochCallback.on_step_end", preempt, raising=False)
+            patch.setattr("hf_lookbehind.lifelong.replay_methods._EpochCallback.on_step_end", preempt, raising=False)
             assert main([*flags, str(tmp_path / "cut"), "--enable_jit_checkpoint"]) == 143
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -301,6 +301,7 @@ def test_the_folder_holds_results_that_load_and_predict(tmp_path, capsys):
 LOOKAHEAD = ["--lookahead_steps", "2"]
 
 
+@pytest.mark.rehearsed
 @pytest.mark.parametrize("more", [[], [*LOOKAHEAD, "--k", "1"]], ids=["lookbehind", "lookahead"])
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, capsys, more):
     flags = ["--train_file", table(tmp_path / "a.csv"), *QUICK, "--vocab_size", "300", *more]
@@ -459,7 +460,7 @@ def test_a_trained_tokenizer_loses_nothing():
 def test_the_search_chooses_the_radius_of_the_final_training(tmp_path, capsys):
     """The best of the table is what trains; a far too large radius is not it."""
     out = tmp_path / "out"
-    flags = ["--train_file", table(tmp_path / "a.csv"), *NEW_MODEL, *QUICK, "--num_train_epochs", "4", "--k", "1"]
+    flags = ["--train_file", table(tmp_path / "a.csv"), *NEW_MODEL, *QUICK, "--num_train_epochs", "2", "--k", "1"]
     # none of the rates is that of QUICK
     search = ["--rho_search", "0.01", "0.05", "50", "--learning_rate_search", "1e-3", "8e-3", "--search_seeds", "2"]
     with pytest.warns(UserWarning, match="edge of the grid"):
@@ -496,6 +497,7 @@ def test_a_resumed_run_does_not_search_again(tmp_path, monkeypatch):
     assert json.loads((out / "all_results.json").read_text())["search_rho"] == 0.03
 
 
+@pytest.mark.rehearsed
 def test_a_search_never_holds_two_models(tmp_path, monkeypatch):
     """The rehearsal's, one that is probed, two of the search, the final one: each is gone before the next is made."""
     made, alive = [], []

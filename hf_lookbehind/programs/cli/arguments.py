@@ -99,6 +99,11 @@ class DataArguments:
             if value is not None and value < 1:
                 raise InputError(f"--{name} {value} is not allowed: 1 or more")
 
+    @property
+    def has_test(self) -> bool:
+        """Whether test data is asked for by name."""
+        return self.test_split is not None
+
     def check_files(self) -> None:
         """Refuse a path that does not exist; a Hub id is looked up later."""
         name = self.dataset_name
@@ -259,6 +264,11 @@ class FinetuningArguments(TrainingArguments):
             raise InputError("--early_stopping_patience needs --load_best_model_at_end")
         if self.eval_strategy == "no":
             raise InputError("--early_stopping_patience needs --eval_strategy epoch or steps")
+
+    @property
+    def seed_of_data(self) -> int:
+        """Of the choice of examples."""
+        return self.seed if self.data_seed is None else self.data_seed
 
     def of_a_trial(self, output_dir: str) -> "FinetuningArguments":
         """The same for a training that is only tried: it saves and reports nothing, and nothing ends it early."""

@@ -177,7 +177,7 @@ class RunStatus:
             unfinished.write_text(text, encoding="utf-8")
             unfinished.replace(self.output_dir / STATUS_NAME)
         except OSError:
-            # a full disk may still take it in the place of the old one
+            # a full disk may still take it instead of the old one
             with suppress(OSError):
                 unfinished.unlink(missing_ok=True)
             _overwrite(self.output_dir / STATUS_NAME, text)

@@ -37,7 +37,7 @@ READ_BATCH = 256
 DECODED_BYTES = 2**26
 # Of those that a dataset stores in itself, so many are fetched at once, still encoded.
 FETCHED = 16
-# Numbers that a change of pixels has at once, in the place of all those of a large image.
+# Numbers that a change of pixels has at once, instead of all those of a large image.
 BLOCK = 2**20
 
 

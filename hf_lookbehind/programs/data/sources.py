@@ -245,7 +245,7 @@ def choose_parts(
         splits: all rows, by split.
         columns: that each split has which is used.
         seed: of the random choices.
-        test: whether a test split is wanted even if `--test_split` does not name it.
+        test: whether a test split is wanted even if no flag names it.
         strata: gives the class of each example of the training split, all of which the random part then has its share
             of; default: they are all of one kind.
 
@@ -270,7 +270,7 @@ def choose_parts(
         kinds = np.zeros(len(train)) if strata is None else strata(train)
         kept, held_out = stratified_split(kinds, args.train_val_split, seed)
         parts = {"train": train.take(kept), "validation": train.take(held_out)}
-    if args.test_split is not None or test:
+    if args.has_test or test:
         parts["test"] = take("test", args.test_split or "test")
     for name, part in parts.items():
         limit = args.max_train_samples if name == "train" else args.max_eval_samples

@@ -46,6 +46,10 @@ class TextDataArguments(DataArguments):
             if getattr(self, flag) is not None and self.train_file is None:
                 raise InputError(f"--{flag} needs --train_file")
 
+    @property
+    def has_test(self) -> bool:
+        return super().has_test or self.test_file is not None
+
     def check_files(self) -> None:
         super().check_files()
         for flag in FILE_FLAGS.values():

@@ -43,7 +43,7 @@ class TextModelArguments(ModelArguments):
     use_peft: bool = field(
         default=False,
         metadata={
-            "help": "Train LoRA adapters in the place of all weights. rho is then a length over the adapters alone: "
+            "help": "Train LoRA adapters instead of all weights. rho is then a length over the adapters alone: "
             "start with --rho 0.01, and see that the logged sharpness is a few per cent of the loss."
         },
     )

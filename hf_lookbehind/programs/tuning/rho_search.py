@@ -1,12 +1,10 @@
 """`--rho_search`: radii, and learning rates, tried on the validation split before the training."""
 
 import copy
-import json
 import math
 import os
 import shutil
 import signal
-import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -29,9 +27,9 @@ from ..cli.running import (
     RunStatus,
     from_main_process,
     is_main_process,
-    one_line,
 )
 from ..task import Task
+from .findings import Findings, read_findings
 from .grid import SearchResult, Settings, grid_search
 
 PLOT_NAME = "rho_search.png"
@@ -82,9 +80,11 @@ class RhoSearch:
         flags = command("", args.flags, leave_out=[f"--{name}" for name in _WITHOUT_EFFECT]).replace("\\\n", "")
         examples = {name: len(data) for name, data in task.datasets.items()}
         self.of: dict[str, Any] = {"metric": self.metric, "flags": " ".join(flags.split()), "examples": examples}
-        self.trials: list[dict[str, Any]]
-        self.result: SearchResult | None
-        self.trials, self.result = from_main_process(self._read)
+        self.found: Findings = from_main_process(self._read)
+
+    @property
+    def result(self) -> SearchResult | None:
+        return self.found.result
 
     def run(self) -> Arguments:
         """Search, keep the result, and give the arguments of the final training."""
@@ -92,33 +92,33 @@ class RhoSearch:
             self._keep()
             try:
                 with _ended_by_sigterm() if self.args.training.enable_jit_checkpoint else nullcontext():
-                    self.result = grid_search(self._score, self.grid, self.seeds)
+                    result = grid_search(self._score, self.grid, self.seeds)
             finally:
                 if is_main_process():
                     shutil.rmtree(self.folder / TRIALS, ignore_errors=True)
             _let_go_of_models()
-            if all(math.isnan(row["mean"]) for row in self.result.table):
+            if all(math.isnan(row["mean"]) for row in result.table):
                 raise InputError(
                     "--rho_search: every training diverged, or skipped most of its steps, whose gradients were not "
                     "finite; try smaller radii or learning rates"
                 )
+            self.found.result = result
             self._keep()
             if is_main_process():
                 self._plot()
-        best = self.result.best
+        best = self._best
         training = copy.copy(self.args.training)
         training.learning_rate = best["learning_rate"]
         return replace(self.args, lookbehind=replace(self.args.lookbehind, rho=best["rho"]), training=training)
 
     def _score(self, settings: Settings, seed: int) -> float:
         """The metric after one training, higher is better; nan where it came to no finite number, or hardly a step."""
-        for trial in self.trials:
-            if (trial["settings"], trial["seed"]) == (settings, seed):
-                return trial["score"]
-        score = self._train(settings, seed)
-        score = from_main_process(lambda: score)
-        self.trials.append({"settings": settings, "seed": seed, "score": score})
-        self._keep()
+        score = self.found.score(settings, seed)
+        if score is None:
+            own = self._train(settings, seed)
+            score = from_main_process(lambda: own)
+            self.found.trials.append({"settings": settings, "seed": seed, "score": score})
+            self._keep()
         return score
 
     def _train(self, settings: Settings, seed: int) -> float:
@@ -144,44 +144,30 @@ class RhoSearch:
             trial.max_steps = self.args.search.search_max_steps
         return trial
 
-    def _read(self) -> tuple[list[dict[str, Any]], SearchResult | None]:
-        """What the folder holds of this search: finished trainings, and the result. Called in the main process."""
+    def _read(self) -> Findings:
+        """What the folder holds of this search. Called in the main process."""
         trials = self.folder / TRIALS
         if os.path.lexists(trials) and not (trials.is_dir() and not any(trials.iterdir())):
             raise InputError(f"{trials} is in the way: the search keeps its trainings there")
+        new = Findings(self.of, self.seeds)
         if not self.path.is_file():
-            return [], None
+            return new
         is_resumed = goes_on_in(self.folder, resume_from(self.args.training.resume_from_checkpoint))
         if not is_resumed and RunStatus(self.folder).exit_code() in (DONE, NOT_PUSHED):
-            return [], None  # of a run that is over: this is another one
-        try:
-            kept = json.loads(self.path.read_text(encoding="utf-8"))
-            found = [_trial_of(trial) for trial in kept["trials"]]
-            result = None if kept["result"] is None else _result_of(kept["result"])
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-            raise InputError(f"{self.path} is damaged ({one_line(error)}): remove it, to search anew") from error
-        if is_resumed and result is not None:
-            return found, result
-        if found and {name: kept.get(name) for name in self.of} != self.of:
+            return new  # of a run that is over: this is another one
+        found = read_findings(self.path)
+        if is_resumed and found.result is not None:
+            return found
+        if found.trials and found.of != self.of:
             raise InputError(
                 f"{self.path} holds a search with other flags or data: give another folder, or remove the file"
             )
-        return found, None
+        new.trials = found.trials
+        return new
 
     def _keep(self) -> None:
-        """Write what has been found so far."""
-        if not is_main_process():
-            return
-        result = None
-        if self.result is not None:
-            table = [{"settings": row["settings"], "scores": _json(row["scores"])} for row in self.result.table]
-            result = {"best": self.result.best, "table": table, "on_edge": self.result.on_edge}
-        trials = [trial | {"score": _json([trial["score"]])[0]} for trial in self.trials]
-        content = self.of | {"seeds": self.seeds, "trials": trials, "result": result}
-        # renamed into place: what interrupts the search leaves no half file
-        unfinished = self.path.with_name(f".{self.path.name}")
-        unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        unfinished.replace(self.path)
+        if is_main_process():
+            self.found.write(self.path)
 
     def _plot(self) -> None:
         curves = {}
@@ -198,20 +184,22 @@ class RhoSearch:
         ]
 
     @property
+    def _best(self) -> Settings:
+        assert self.result is not None
+        return self.result.best
+
+    @property
     def results(self) -> dict[str, float]:
         """What was chosen."""
-        assert self.result is not None
-        return {f"search_{name}": value for name, value in self.result.best.items()}
+        return {f"search_{name}": value for name, value in self._best.items()}
 
     def table(self) -> str:
         """A row per setting."""
-        assert self.result is not None
-        best = self.result.best
         rows = []
         for row in self._rows():
-            chosen = all(row[name] == best[name] for name in best)
-            shown = {name: f"{row[name]:g}" for name in best}
-            rows.append(shown | {f"validation {self.metric}": _mean(row["values"]), "": "chosen" if chosen else ""})
+            chosen = "chosen" if self._best.items() <= row.items() else ""
+            shown = {name: f"{row[name]:g}" for name in self._best}
+            rows.append(shown | {f"validation {self.metric}": _mean(row["values"]), "": chosen})
         return format_table(rows)
 
 
@@ -232,29 +220,6 @@ def _ended_by_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _trial_of(kept: Any) -> dict[str, Any]:
-    return {"settings": _settings_of(kept["settings"]), "seed": kept["seed"], "score": _scores_of([kept["score"]])[0]}
-
-
-def _result_of(kept: Any) -> SearchResult:
-    table = [{"settings": _settings_of(row["settings"]), "scores": _scores_of(row["scores"])} for row in kept["table"]]
-    table = [row | {"mean": statistics.fmean(row["scores"])} for row in table]
-    return SearchResult(_settings_of(kept["best"]), table, kept["on_edge"])
-
-
-def _settings_of(kept: Any) -> Settings:
-    return {name: float(kept[name]) for name in ("rho", "learning_rate")}
-
-
-def _scores_of(kept: Any) -> list[float]:
-    return [math.nan if score is None else float(score) for score in kept]
-
-
-def _json(scores: Sequence[float]) -> list[float | None]:
-    """JSON has no nan."""
-    return [None if math.isnan(score) else score for score in scores]
 
 
 def _radii(args: Arguments) -> list[float]:
