@@ -93,7 +93,7 @@ def make_parser() -> FlagParser:
     return FlagParser(data=ClmDataArguments, model=TextModelArguments, description=__doc__)
 
 
-def load_documents(args: Arguments) -> dict[str, data.Part]:
+def load_documents(args: Arguments) -> dict[str, data.Rows]:
     """Those to train on and, where there are such, to validate and test on: all of them, subsets are of blocks."""
     every = replace(args.data, train_val_split=0.0, max_train_samples=None, max_eval_samples=None)
     documents = data.choose_parts(every, corpora.read_splits(args), seed=0, test=args.training.do_predict)

@@ -45,7 +45,7 @@ from transformers.utils import logging
 from hf_lookbehind import InputError
 from hf_lookbehind.hub.card.measured import json_values
 from hf_lookbehind.hub.card.render import save as save_card
-from hf_lookbehind.lifelong import NoReplay, SequenceResult, make_replay, train_sequence
+from hf_lookbehind.lifelong import NoReplay, SequenceResult, TaskSequence, make_replay, train_sequence
 from hf_lookbehind.lifelong.card import TITLE, matrix_table, stream_section
 from hf_lookbehind.lifelong.replay_methods import METHODS
 from hf_lookbehind.lifelong.runner import (
@@ -73,12 +73,10 @@ from hf_lookbehind.programs.cli.running import (
     is_main_process,
     no_empty_folder,
     quiet_libraries,
-    reported,
-    run_program,
 )
 from hf_lookbehind.programs.cli.settings import settings_of
 from hf_lookbehind.programs.cli.sharing import push_at_the_end
-from hf_lookbehind.programs.program import check_rating_flags, show_metrics
+from hf_lookbehind.programs.program import Program, Results, check_rating_flags
 from hf_lookbehind.programs.streams import sequence_of_domains, split_by_classes
 from hf_lookbehind.programs.task import Task
 from hf_lookbehind.report import plot_forgetting
@@ -166,22 +164,18 @@ class StreamParser(FlagParser):
 
 
 @dataclass
-class StreamResults:
+class StreamResults(Results):
     """A finished stream: what its folder holds, at hand.
 
     Attributes:
         metrics: those of `all_results.json`.
-        sequence: accuracies and cost, task by task.
         trainer: of the last task, with the final model; None where there was nothing left to train.
         datasets: of all tasks together: "train", "test" (what the stream was rated on) and maybe "validation".
-        repo_id: of the repository that the folder was pushed to, or nothing.
+        table: that of the accuracies.
+        sequence: accuracies and cost, task by task.
     """
 
-    metrics: dict[str, Any]
-    sequence: SequenceResult
-    trainer: Any
-    datasets: Mapping[str, Any]
-    repo_id: str = ""
+    sequence: SequenceResult = field(kw_only=True)
 
 
 # ---- the stream ----
@@ -241,39 +235,18 @@ def choose_replay(args: Arguments) -> NoReplay:
 # ---- the program ----
 
 
-@dataclass(frozen=True)
-class StreamProgram:
-    """The course of the program, for one kind of data.
+def parser_of(data: type, model: type) -> Callable[[], FlagParser]:
+    """Gives the parser, for one kind of data.
 
-    Attributes:
-        name: in `registry.py`.
+    Args:
         data: class of the flags of data and stream.
         model: class of the model's flags.
-        prepare: of the program for a single training on such data.
     """
+    return lambda: StreamParser(data=data, model=model, description=__doc__)
 
-    name: str
-    data: type
-    model: type
-    prepare: Callable[[Arguments], Task]
 
-    def make_parser(self) -> FlagParser:
-        return StreamParser(data=self.data, model=self.model, description=__doc__)
-
-    def train(self, argv: Sequence[str] | None = None, status: RunStatus | None = None) -> StreamResults:
-        """Train on the stream as the flags say.
-
-        Args:
-            argv: the flags; default: those of the command line.
-            status: told what happens, for `run_status.json`; also why the folder was not pushed where it should be.
-
-        Raises:
-            InputError: the input cannot be used, or the Hub not be written, or another run is going on in the folder;
-                nothing has been written.
-            Preempted: SIGTERM has ended the training, after a checkpoint.
-        """
-        with reported(status) as status:
-            return self._train(argv, status)
+class StreamProgram(Program):
+    """The course of the program, for one kind of data, which `prepare` of another program prepares."""
 
     def _train(self, argv: Sequence[str] | None, status: RunStatus) -> StreamResults:
         argv = [str(word) for word in (sys.argv[1:] if argv is None else argv)]
@@ -285,16 +258,8 @@ class StreamProgram:
             folder = output_folder(args)
             from_main_process(folder.check)
             check_training_flags(args)
-            domains = {"": args}
-            if args.data.scenario == "domain":
-                domains = further_domains(parser, argv, args)
-                tasks_of_domains = {name: self.prepare(domain) for name, domain in domains.items()}
-                task, tasks = next(iter(tasks_of_domains.values())), sequence_of_domains(tasks_of_domains)
-            else:
-                task = self.prepare(args)
-                given = args.data.classes_per_task
-                per_task = CLASSES_PER_TASK if given is None else given
-                tasks = split_by_classes(task, per_task, args.data.splits, args.data.scenario)
+            domains = further_domains(parser, argv, args) if args.data.scenario == "domain" else {"": args}
+            task, tasks = self._stream(domains)
             about = {"settings": settings_of(args), "command": card.command_of(self.name, args)}
             options = {"keep_optimizer": args.data.keep_optimizer, "resume": folder.goes_on, "about": about}
             try:
@@ -324,14 +289,7 @@ class StreamProgram:
         if not found.finished:
             raise Preempted
         part = "test" if "test" in task.datasets else "eval"
-        metrics = {name if name.startswith("train") else f"{part}_{name}": v for name, v in found.metrics().items()}
-        if found.validation is not None:
-            metrics["eval_average_accuracy"] = sum(found.validation) / len(found.validation)
-        for i, row in enumerate(found.matrix, 1):
-            metrics[f"{part}_accuracy_task_{i}"] = found.matrix[-1][i - 1]
-            metrics[f"{part}_average_accuracy_after_{i}"] = fmean(row[:i])
-        rated = {"eval": [task.validation for task in tasks], part: [task.test for task in tasks]}
-        metrics |= {f"{name}_samples": sum(map(len, data)) for name, data in rated.items() if None not in data}
+        metrics = metrics_of(found, tasks, part)
         # for the card, also where there was nothing left to train
         trainer = make_trainer(str(root)) if found.trainer is None else found.trainer
         trainer.args.output_dir = str(root)
@@ -343,10 +301,28 @@ class StreamProgram:
         repo_id = push_at_the_end(hub, status)
         given = {name: [getattr(task, name) for task in tasks] for name in ("train", "validation", "test")}
         datasets = {name: ConcatDataset(parts) for name, parts in given.items() if None not in parts}
-        return StreamResults(metrics, found, found.trainer, datasets, repo_id)
+        return StreamResults(metrics, found.trainer, datasets, root, matrix_table(found), repo_id, sequence=found)
 
-    def main(self, argv: Sequence[str] | None = None) -> int:
-        return run_program(lambda status: self.train(argv, status), show)
+    def _stream(self, domains: Mapping[str, Arguments]) -> tuple[Task, TaskSequence]:
+        """What would train on the first domain; and the stream of the domains, or of the classes of the only one."""
+        prepared = {name: self.prepare(args) for name, args in domains.items()}
+        task, data = next(iter(prepared.values())), next(iter(domains.values())).data
+        if data.scenario == "domain":
+            return task, sequence_of_domains(prepared)
+        per_task = CLASSES_PER_TASK if data.classes_per_task is None else data.classes_per_task
+        return task, split_by_classes(task, per_task, data.splits, data.scenario)
+
+
+def metrics_of(found: SequenceResult, tasks: TaskSequence, part: str) -> dict[str, Any]:
+    """Those of `all_results.json`; `part` begins the names of what the stream was rated by."""
+    metrics = {name if name.startswith("train") else f"{part}_{name}": v for name, v in found.metrics().items()}
+    if found.validation is not None:
+        metrics["eval_average_accuracy"] = sum(found.validation) / len(found.validation)
+    for i, row in enumerate(found.matrix, 1):
+        metrics[f"{part}_accuracy_task_{i}"] = found.matrix[-1][i - 1]
+        metrics[f"{part}_average_accuracy_after_{i}"] = fmean(row[:i])
+    rated = {"eval": [task.validation for task in tasks], part: [task.test for task in tasks]}
+    return metrics | {f"{name}_samples": sum(map(len, data)) for name, data in rated.items() if None not in data}
 
 
 def save(root: Path, found: SequenceResult, metrics: Mapping[str, Any]) -> None:
@@ -396,13 +372,9 @@ def write_card(
     save_card(data, trainer.args.output_dir)
 
 
-def show(results: StreamResults) -> None:
-    """The tables at the end."""
-    found = results.sequence
-    show_metrics(matrix_table(found), results.metrics, found.final.parent.parent, results.repo_id)
-
-
-PROGRAM = StreamProgram("lifelong", ImageStreamArguments, ImageModelArguments, run_image_classification.prepare)
+PROGRAM = StreamProgram(
+    "lifelong", parser_of(ImageStreamArguments, ImageModelArguments), run_image_classification.prepare
+)
 train = PROGRAM.train
 main = PROGRAM.main
 

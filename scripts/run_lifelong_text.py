@@ -15,7 +15,7 @@ import sys
 from dataclasses import dataclass
 
 from hf_lookbehind.scripts import run_text_classification
-from hf_lookbehind.scripts.run_lifelong import StreamArguments, StreamProgram
+from hf_lookbehind.scripts.run_lifelong import StreamArguments, StreamProgram, parser_of
 from hf_lookbehind.scripts.run_text_classification import TextClassificationDataArguments, TextModelArguments
 
 
@@ -24,7 +24,9 @@ class TextStreamArguments(StreamArguments, TextClassificationDataArguments):
     pass
 
 
-PROGRAM = StreamProgram("lifelong-text", TextStreamArguments, TextModelArguments, run_text_classification.prepare)
+PROGRAM = StreamProgram(
+    "lifelong-text", parser_of(TextStreamArguments, TextModelArguments), run_text_classification.prepare
+)
 train = PROGRAM.train
 main = PROGRAM.main
 

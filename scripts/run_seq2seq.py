@@ -134,7 +134,7 @@ def load_pairs(args: Arguments) -> tuple[dict[str, Dataset], list[str]]:
     return splits, list(columns.values())
 
 
-def check_translations(part: data.Part) -> None:
+def check_translations(part: data.Rows) -> None:
     """Refuse a column in which a row has something else than the others, that is than a text per language.
 
     Raises:
@@ -159,7 +159,7 @@ def find_language(dataset: Dataset, flag: str, language: str) -> str:
     )
 
 
-def tokenize(part: data.Part, corpus: Corpus, source_length: int, target_length: int) -> Dataset:
+def tokenize(part: data.Rows, corpus: Corpus, source_length: int, target_length: int) -> Dataset:
     """Sources as a model takes them, targets as `labels`; both cut to their lengths, in tokens."""
     columns, tokenizer, prefix = corpus.columns, corpus.tokenizer, corpus.args.data.source_prefix
 

@@ -127,7 +127,7 @@ def find_text_columns(args: TextClassificationDataArguments, dataset: Dataset) -
     return [data.find_column(dataset, None, TEXT_COLUMNS[0], "text_column_names")]
 
 
-def names_of(problem: str, part: data.Part, column: str, separator: str | None) -> list[str]:
+def names_of(problem: str, part: data.Rows, column: str, separator: str | None) -> list[str]:
     """The classes that the labels know; for numbers, the library's one name."""
     if problem == A_NUMBER:
         return ["LABEL_0"]
@@ -136,7 +136,7 @@ def names_of(problem: str, part: data.Part, column: str, separator: str | None) 
     return labels.class_names(part, column)
 
 
-def encode(problem: str, part: data.Part, column: str, classes: list[str], separator: str | None) -> np.ndarray:
+def encode(problem: str, part: data.Rows, column: str, classes: list[str], separator: str | None) -> np.ndarray:
     """A class, a row of zeros and ones, or a number per example."""
     if problem == A_NUMBER:
         return labels.encode_numbers(part, column)

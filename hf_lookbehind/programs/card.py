@@ -17,7 +17,7 @@ from .cli.sharing import HUB_FLAGS
 from .parts import commands, cost, length_of, parts_section
 from .tuning.rho_search import PLOT_NAME as SEARCH_PLOT_NAME
 
-# What --dataset_name knows beside the Hub's.
+# What --dataset_name knows besides the Hub's.
 BUILT_IN = {"digits": "scikit-learn digits"}
 FIGURES = {
     "training.png": "Loss, sharpness, alpha and learning rate over the steps of the training",

@@ -100,8 +100,8 @@ def load_metric(name: str, kind: Kind) -> Any:
 def rate(names: Sequence[str], kind: Kind) -> tuple[Score, list[str]]:
     """A function of `predictions=` and `references=` that gives all metrics, and their keys.
 
-    Of what a metric gives, such as precisions beside a BLEU score, only numbers are reported. One that turns out to be
-    none later on is nan.
+    Only numbers of what a metric gives are reported, and not, say, the precisions besides a BLEU score. One that turns
+    out to be none later on is nan.
 
     Raises:
         InputError: a metric cannot be loaded, does not rate predictions of this kind, or gives no number.
@@ -179,7 +179,7 @@ def _highest(logits: Any, labels: Any) -> Any:
 
 
 def _first(logits: Any) -> Any:
-    """Some models give further outputs beside their logits."""
+    """Some models give further outputs besides their logits."""
     return logits[0] if isinstance(logits, tuple) else logits
 
 

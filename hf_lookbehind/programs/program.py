@@ -50,14 +50,16 @@ class Results:
             also where it was resumed, under whatever settings; the loss and the rates are of its last part.
         trainer: with the final model (the best one with `--load_best_model_at_end`).
         datasets: "train" and, where there are such, "validation" and "test"; preprocessed.
-        search: the table of the search, or nothing.
+        folder: of the run.
+        table: what is printed above the metrics: that of the search, or nothing.
         repo_id: of the repository that the folder was pushed to, or nothing.
     """
 
     metrics: dict[str, Any]
     trainer: Any
     datasets: Mapping[str, Any]
-    search: str = ""
+    folder: str | Path
+    table: str = ""
     repo_id: str = ""
 
 
@@ -99,23 +101,13 @@ class Program:
             folder = output_folder(args)
             from_main_process(folder.check)
             task = self.prepare(args)
-            if training.eval_strategy != "no" and "validation" not in task.datasets:
-                raise InputError(
-                    f"--eval_strategy {IntervalStrategy(training.eval_strategy).value} needs validation data: "
-                    "--train_val_split 0"
-                )
-            check_rating_flags(training, task.metrics.keys)
-            training.choose_best_metric(task.metrics.keys)
+            _choose_evaluation(training, task)
             checkpoint = from_main_process(lambda: checkpoint_of(training))
             search = RhoSearch(args, task) if args.search.rho_search is not None else None
             rehearse(task, args, checkpoint)
-            probed = training
-            if search is not None:
-                # the handler of SIGTERM would keep the Trainer that is made before a search, and its model, for good
-                probed = copy.copy(training)
-                probed.enable_jit_checkpoint = False
             with no_empty_folder(folder.path):
-                trainer = task.make_trainer(task.make_model(training.seed, args.model), probed, args.lookbehind)
+                tried = training if search is None else _without_handlers(training)
+                trainer = task.make_trainer(task.make_model(training.seed, args.model), tried, args.lookbehind)
                 hub = args.hub.checked(trainer) if args.hub is not None else None
             if search is not None:
                 if search.result is None:
@@ -130,18 +122,12 @@ class Program:
         logging.set_verbosity(training.get_process_log_level())
         status.start(folder.take_over)
 
-        record = trainer.training_record
-        record.begin(checkpoint, settings, card.command_of(self.name, args))
+        trainer.training_record.begin(checkpoint, settings, card.command_of(self.name, args))
         with hub.checkpoints_of(trainer) if hub is not None else nullcontext():
             outcome = trainer.train(resume_from_checkpoint=resume_from(training.resume_from_checkpoint))
         if trainer.was_preempted:
             raise Preempted
-        if record.new_steps:
-            record.end(outcome.metrics["train_runtime"])
-        if record.new_steps and is_main_process():
-            forget_model(folder.path)
-        trainer.save_model()
-        results = _save_train_results(trainer, outcome.metrics | {"train_samples": len(task.datasets["train"])})
+        results = _save(trainer, outcome.metrics | {"train_samples": len(task.datasets["train"])}, folder.path)
         if is_main_process():
             plot_training(trainer.state.log_history, folder.path / PLOT_NAME)
         if search is not None:
@@ -151,11 +137,28 @@ class Program:
         if is_main_process():
             card.write(self.name, replace(args, hub=hub), trainer, results)
         repo_id = push_at_the_end(hub, status)
-        return Results(results, trainer, task.datasets, "" if search is None else search.table(), repo_id)
+        table = "" if search is None else search.table()
+        return Results(results, trainer, task.datasets, training.output_dir or "", table, repo_id)
 
     def main(self, argv: Sequence[str] | None = None) -> int:
         """`train`, a table, and an exit code (see `run_program`)."""
         return run_program(lambda status: self.train(argv, status), _show)
+
+
+def _choose_evaluation(training: FinetuningArguments, task: Task) -> None:
+    """By which metric the best model is chosen; what leaves nothing to be rated, or by, is refused."""
+    if training.eval_strategy != "no" and "validation" not in task.datasets:
+        strategy = IntervalStrategy(training.eval_strategy).value
+        raise InputError(f"--eval_strategy {strategy} needs validation data: --train_val_split 0")
+    check_rating_flags(training, task.metrics.keys)
+    training.choose_best_metric(task.metrics.keys)
+
+
+def _without_handlers(training: FinetuningArguments) -> FinetuningArguments:
+    """The same for a Trainer that is made before a search: the handler of SIGTERM would keep it and its model."""
+    tried = copy.copy(training)
+    tried.enable_jit_checkpoint = False
+    return tried
 
 
 def check_rating_flags(training: FinetuningArguments, metrics: Collection[str]) -> None:
@@ -175,21 +178,18 @@ def check_rating_flags(training: FinetuningArguments, metrics: Collection[str]) 
 
 
 def _show(results: Results) -> None:
-    show_metrics(results.search, results.metrics, results.trainer.args.output_dir, results.repo_id)
-
-
-def show_metrics(table: str, metrics: Mapping[str, Any], folder: str | Path, repo_id: str) -> None:
-    """Print a table, one of the metrics, and where the model is now."""
+    """Print its table, one of the metrics, and where the model is now."""
     rows = [
         {"metric": name, "value": f"{value:.4g}" if isinstance(value, float) else str(value)}
-        for name, value in metrics.items()
+        for name, value in results.metrics.items()
     ]
-    sys.stdout.write("".join(f"\n{table}\n" for table in (table, format_table(rows)) if table))
-    sys.stdout.write(f"\nsaved in {folder}{f' and pushed to {repo_id}' if repo_id else ''}\n")
+    sys.stdout.write("".join(f"\n{table}\n" for table in (results.table, format_table(rows)) if table))
+    pushed = f" and pushed to {results.repo_id}" if results.repo_id else ""
+    sys.stdout.write(f"\nsaved in {results.folder}{pushed}\n")
 
 
 def _rate(trainer: Any, datasets: Mapping[str, Any]) -> dict[str, Any]:
-    """Rate the final model on what there is beside the training data, and save the metrics, which are returned."""
+    """Rate the final model on what there is besides the training data, and save the metrics, which are returned."""
     results = {}
     if "validation" in datasets:
         found = trainer.evaluate() | {"eval_samples": len(datasets["validation"])}
@@ -202,16 +202,21 @@ def _rate(trainer: Any, datasets: Mapping[str, Any]) -> dict[str, Any]:
     return results
 
 
-def _save_train_results(trainer: Any, metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Save the metrics of the training and the Trainer's state; returns the metrics.
+def _save(trainer: Any, metrics: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Save the model, the metrics of its training and the Trainer's state; returns the metrics.
 
-    Where a finished run was resumed and no step was left, what it has saved is kept and returned.
+    Where a finished run was resumed and no step was left, the metrics that it has saved are kept and returned.
     """
     record = trainer.training_record
+    if record.new_steps:
+        record.end(metrics["train_runtime"])
+        if is_main_process():
+            forget_model(folder)
+    trainer.save_model()
     if record.new_steps:
         results = {**metrics, "train_runtime": record.runtime, "train_gradient_passes": record.passes}
         trainer.save_metrics("train", json_values(results))
         trainer.save_state()
         return results
-    path = Path(trainer.args.output_dir or "") / "train_results.json"
+    path = folder / "train_results.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

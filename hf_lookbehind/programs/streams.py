@@ -62,7 +62,7 @@ def _class_number(name: str, classes: Sequence[str]) -> int:
 
 
 def _rated_parts(task: Task) -> dict[str, Any]:
-    """The test data is that of the test split, beside the validation split; where there is none, the latter."""
+    """The test data is that of the test split, besides the validation split; where there is none, the latter."""
     if "test" in task.datasets:
         return dict(task.datasets)
     if "validation" not in task.datasets:

@@ -17,6 +17,7 @@ from tests.training import arguments, make_model
 LOOKBEHIND = dict(k=2, rho=0.05)
 # a task is 2 classes of 12 images: 6 windows an epoch, 2 epochs
 RUN = dict(max_steps=-1, num_train_epochs=2, per_device_train_batch_size=4, save_strategy="steps", save_steps=5)
+SHORT = dict(num_train_epochs=1, save_strategy="no")
 
 
 def examples(n, classes=6, seed=0):

@@ -8,7 +8,7 @@ import torch
 
 from hf_lookbehind.lifelong import AGEM, ReplayMemory, train_sequence
 from hf_lookbehind.lifelong.replay_methods import project
-from tests.lifelong.streams import factory, run, stream
+from tests.lifelong.streams import SHORT, factory, run, stream
 from tests.models import max_difference, weights_of
 from tests.training import PLAIN, make_model
 
@@ -65,9 +65,10 @@ class Watched(AGEM):
 
 def test_each_descent_is_projected_against_the_memory(tmp_path):
     agem = Watched(ReplayMemory(12, "balanced"))
-    train_sequence(factory(dict(k=3, rho=0.05), dtype=torch.float64), stream("task"), agem, output_dir=tmp_path)
-    # two tasks with a memory, 12 steps each, 3 descents
-    assert [(step, i) for step, i, *_ in agem.seen] == [(s, i) for _ in range(2) for s in range(12) for i in (1, 2, 3)]
+    make = factory(dict(k=3, rho=0.05), dtype=torch.float64, **SHORT)
+    train_sequence(make, stream("task"), agem, output_dir=tmp_path)
+    # two tasks with a memory, 6 steps each, 3 descents
+    assert [(step, i) for step, i, *_ in agem.seen] == [(s, i) for _ in range(2) for s in range(6) for i in (1, 2, 3)]
     assert min(dot for *_, dot, _ in agem.seen) >= -1e-12
     assert {projected for *_, projected in agem.seen} == {True, False}
 
@@ -91,8 +92,8 @@ def test_the_reference_is_the_gradient_of_the_memory_at_the_slow_weights(tmp_pat
     model = make_model(torch.float64, num_labels=6, **PLAIN)
     agem = AtStart(ReplayMemory(12, "balanced"))
     # at k=3 the second descent starts from fast weights
-    train_sequence(factory(dict(k=3, rho=0.05), model=model), stream(), agem, output_dir=tmp_path)
-    assert len(agem.seen) == 72
+    train_sequence(factory(dict(k=3, rho=0.05), model=model, **SHORT), stream(), agem, output_dir=tmp_path)
+    assert len(agem.seen) == 36
 
 
 def test_the_memorys_gradient_leaves_no_trace_in_random_numbers_or_gradients(tmp_path):
@@ -104,6 +105,6 @@ def test_the_memorys_gradient_leaves_no_trace_in_random_numbers_or_gradients(tmp
             assert all(p.grad is g for p, g in zip(parameters, before, strict=True))
 
     agem = Unprojected(ReplayMemory(12, "balanced"))
-    traced = train_sequence(factory(), stream(), agem, output_dir=tmp_path / "agem").trainer.model
-    naive = run(tmp_path / "naive", "none").trainer.model
+    traced = train_sequence(factory(**SHORT), stream(), agem, output_dir=tmp_path / "agem").trainer.model
+    naive = run(tmp_path / "naive", "none", **SHORT).trainer.model
     assert max_difference(traced, weights_of(naive)) == 0.0

@@ -12,11 +12,9 @@ from transformers import Trainer
 from hf_lookbehind import InputError
 from hf_lookbehind.lifelong import ReplayMemory, make_replay, train_sequence
 from hf_lookbehind.lifelong.replay_methods import MixedDataset
-from tests.lifelong.streams import DigitsNet, factory, killed_run, run, split_digits, stream
+from tests.lifelong.streams import SHORT, DigitsNet, factory, killed_run, run, split_digits, stream
 from tests.models import max_difference, weights_of
 from tests.training import arguments, make_model
-
-SHORT = dict(num_train_epochs=1, save_strategy="no")  # six windows in each task
 
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["tests.lifelong.streams"])

@@ -64,7 +64,7 @@ class OutputFolder:
         """Remove what an earlier run left, unless this one goes on with it; called once the folder is held.
 
         Args:
-            keep: names that stay all the same.
+            keep: names that stay anyway.
 
         Raises:
             InputError: names what is in the way, or cannot be removed.
@@ -126,7 +126,7 @@ def remove_earlier_run(folder: Path, names: Collection[str] = NAMES, keep: Colle
     Args:
         folder: of the output, that `check_earlier` does not refuse.
         names: patterns of what goes.
-        keep: names that stay all the same.
+        keep: names that stay anyway.
 
     Raises:
         InputError: names what cannot be removed.

@@ -11,7 +11,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from ...config import InputError, LookbehindWarning
 
-# Of its state, beside that of the optimizer inside.
+# Of its state, besides that of the optimizer inside.
 _LOOKAHEAD = "lookahead_state"
 
 

@@ -49,7 +49,7 @@ def rehearse(task: Task, args: Arguments, checkpoint: str | None = None) -> None
         with _only_new_garbage():
             try:
                 _try(task, replace(args, training=training), checkpoint)
-            except Exception as error:  # whose fault it is, is found out by who asks
+            except Exception as error:  # the caller finds out whose fault it is
                 traceback.clear_frames(error.__traceback__)
                 return error
             finally:

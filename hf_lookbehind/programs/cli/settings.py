@@ -9,7 +9,7 @@ from ...hub.redact import redact
 from .flags import Arguments
 from .paths import exists
 
-# Of the Trainer's flags, and those of ours beside them.
+# Of the Trainer's flags, and those of ours besides them.
 _TRAINING = (
     "adam_beta1 adam_beta2 adam_epsilon average_tokens_across_devices bf16 data_seed dataloader_drop_last "
     "early_stopping_patience early_stopping_threshold fp16 label_smoothing_factor learning_rate lookahead_alpha "

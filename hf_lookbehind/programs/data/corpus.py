@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig
 
 from ..cli.flags import Arguments
 from ..models.tokenization import check_padding, check_vocabulary, choose_length, fewest_tokens, load_tokenizer
-from .sources import Part
+from .sources import Rows
 from .texts import load_texts, texts_of
 
 
@@ -27,7 +27,7 @@ class Corpus:
     """
 
     args: Arguments
-    parts: dict[str, Part]
+    parts: dict[str, Rows]
     columns: Sequence[str]
     tokenizer: Any
     config: PreTrainedConfig
@@ -36,13 +36,13 @@ class Corpus:
         """Tokens of an input: what the flag says, or the default where the model can take so many.
 
         Raises:
-            InputError: the flag says less than the least (default: one token beside the special ones), or more than
+            InputError: the flag says less than the least (default: one token besides the special ones), or more than
                 the model can take.
         """
         least = fewest_tokens(self.tokenizer) if least is None else least
         return choose_length(flag, getattr(self.args.data, flag), default, self.tokenizer, self.config, least=least)
 
-    def tokenized(self, tokenize: Callable[[str, Part], Dataset]) -> dict[str, Dataset]:
+    def tokenized(self, tokenize: Callable[[str, Rows], Any]) -> dict[str, Any]:
         """What `tokenize` makes of each split, given its name and rows."""
         # the first process fills the cache, the others read it
         with self.args.training.main_process_first(desc="tokenizing"):
@@ -57,7 +57,7 @@ def read_splits(args: Arguments) -> dict[str, Dataset]:
 
 def with_tokenizer(
     args: Arguments,
-    parts: dict[str, Part],
+    parts: dict[str, Rows],
     columns: Sequence[str],
     config: PreTrainedConfig | None,
     new_config: Callable[[Arguments, Any], PreTrainedConfig],

@@ -23,7 +23,7 @@ from transformers import TrainerCallback
 
 from ...config import InputError
 from ..cli.running import is_main_process, one_line
-from .sources import Part
+from .sources import Rows
 
 CORRUPTIONS = ("none", "noise", "rotation", "negative")
 AUGMENTATIONS = ("none", "crop", "crop_flip")
@@ -55,7 +55,7 @@ def digits() -> Dataset:
     return Dataset.from_dict({"image": images, "label": data.target[order].tolist()}, features=features)
 
 
-def undecoded(part: Part, column: str) -> Part:
+def undecoded(part: Rows, column: str) -> Rows:
     """The part with images as files, to be opened here, where the name of a damaged one can be told.
 
     Raises:
@@ -69,7 +69,7 @@ def undecoded(part: Part, column: str) -> Part:
         dataset = dataset.cast_column(column, Value("string"))  # the only text that is cast to images
     elif not isinstance(feature, Image):
         raise InputError(f"--image_column_name {column!r} holds no images: its type is {feature}")
-    return Part(dataset.cast_column(column, Image(decode=False)), part.rows, part.name)
+    return Rows(dataset.cast_column(column, Image(decode=False)), part.rows, part.name)
 
 
 def _check_path(path: str | None, where: str) -> None:
@@ -140,7 +140,7 @@ class Corruption:
     Attributes:
         kind: "none"; "noise", Gaussian and independent per pixel; "rotation" by 90 degrees; "negative".
         strength: standard deviation of the noise, as a fraction of the range of pixel values.
-        seed: of the noise, beside the image itself.
+        seed: of the noise, besides the image itself.
     """
 
     kind: str = "none"
@@ -219,7 +219,7 @@ class ImageDataset(torch.utils.data.Dataset):
 
     def __init__(
         self,
-        part: Part,
+        part: Rows,
         column: str,
         labels: np.ndarray,
         processor: Callable[..., Any],
@@ -323,7 +323,7 @@ def _as_rgb(image: PILImage.Image) -> PILImage.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def first_image_size(part: Part, column: str) -> int:
+def first_image_size(part: Rows, column: str) -> int:
     """The longer side of the first image."""
     row = int(part.rows[0])
     return max(open_image(part.dataset[row][column], part.where(0)).size)

@@ -11,7 +11,7 @@ from ...config import InputError
 from ..cli.arguments import DataArguments
 from ..models.loading import A_NUMBER, MANY_LABELS, ONE_LABEL
 from .json_files import is_mixed
-from .sources import Part, quoted
+from .sources import Rows, quoted
 from .spelling import are_fractions, check_spelling, in_order, number_of, spelling
 
 
@@ -32,7 +32,7 @@ class NoisyLabelArguments(DataArguments):
             raise InputError(f"--corruption_seed {self.corruption_seed} is not allowed: 0 or more")
 
 
-def problem_of(part: Part, column: str, *, separator: str | None, regression: bool) -> str:
+def problem_of(part: Rows, column: str, *, separator: str | None, regression: bool) -> str:
     """What the labels ask for: a class, a set of labels or a number per example.
 
     Args:
@@ -54,7 +54,7 @@ def problem_of(part: Part, column: str, *, separator: str | None, regression: bo
     return A_NUMBER if are_fractions(map(spelling, values)) else ONE_LABEL
 
 
-def class_names(part: Part, column: str) -> list[str]:
+def class_names(part: Rows, column: str) -> list[str]:
     """The names of all classes that the labels can take; for plain text or numbers, those that occur in the split.
 
     Raises:
@@ -79,7 +79,7 @@ def _is_spelled(feature: Any) -> bool:
     return is_mixed(feature) or (isinstance(feature, Value) and "string" in feature.dtype)
 
 
-def encode_labels(part: Part, column: str, names: Sequence[str]) -> np.ndarray:
+def encode_labels(part: Rows, column: str, names: Sequence[str]) -> np.ndarray:
     """Labels as positions in `names`, by name: two datasets may number the same classes differently.
 
     Raises:
@@ -103,7 +103,7 @@ def encode_labels(part: Part, column: str, names: Sequence[str]) -> np.ndarray:
     return labels
 
 
-def label_set_names(part: Part, column: str, separator: str | None) -> list[str]:
+def label_set_names(part: Rows, column: str, separator: str | None) -> list[str]:
     """The names of all labels that the sets of a column can hold; for plain ones, those that occur in the split.
 
     Raises:
@@ -132,7 +132,7 @@ _EACH_ONCE = (
 )
 
 
-def label_sets(part: Part, column: str, separator: str | None) -> list[list]:
+def label_sets(part: Rows, column: str, separator: str | None) -> list[list]:
     """The labels of each row: a list, or a text that a separator divides.
 
     Raises:
@@ -154,7 +154,7 @@ def label_sets(part: Part, column: str, separator: str | None) -> list[list]:
     return sets
 
 
-def encode_label_sets(part: Part, column: str, names: Sequence[str], separator: str | None) -> np.ndarray:
+def encode_label_sets(part: Rows, column: str, names: Sequence[str], separator: str | None) -> np.ndarray:
     """A row per example, with 1.0 for each of its labels and 0.0 for the others.
 
     Raises:
@@ -172,7 +172,7 @@ def encode_label_sets(part: Part, column: str, names: Sequence[str], separator: 
     return labels
 
 
-def encode_numbers(part: Part, column: str) -> np.ndarray:
+def encode_numbers(part: Rows, column: str) -> np.ndarray:
     """The numbers of a column, also of those that are spelled in it.
 
     Raises:
@@ -187,12 +187,12 @@ def encode_numbers(part: Part, column: str) -> np.ndarray:
     return numbers
 
 
-def classes_that_occur(part: Part, column: str) -> np.ndarray:
+def classes_that_occur(part: Rows, column: str) -> np.ndarray:
     """The class of each example, numbered as in `class_names`."""
     return encode_labels(part, column, class_names(part, column))
 
 
-def check_classes(labels: np.ndarray, names: Sequence[str], part: Part) -> None:
+def check_classes(labels: np.ndarray, names: Sequence[str], part: Rows) -> None:
     """Refuse training data of a single class."""
     present = np.unique(labels)
     if len(present) < 2:

@@ -8,14 +8,14 @@ import torch
 from datasets import Dataset
 
 from ...config import InputError
-from .sources import Part
+from .sources import Rows
 from .texts import texts_of
 
 # Tokenized at once, in characters: a tokenizer takes about a hundred bytes for each token until it is done.
 _CHARACTERS_AT_ONCE = 4_000_000
 
 
-def token_stream(part: Part, column: str, tokenizer: Any) -> np.ndarray:
+def token_stream(part: Rows, column: str, tokenizer: Any) -> np.ndarray:
     """The tokens of all documents, in order, each document ended by the tokenizer's end-of-text token.
 
     Blank documents give none.

@@ -20,14 +20,14 @@ from .rows import READERS, joined, read_rows
 
 
 @dataclass(frozen=True)
-class Part:
+class Rows:
     """Some rows of a dataset. Subsets only choose rows, so that a message can still tell the number of one.
 
     Attributes:
         dataset: all rows.
-        rows: those that belong to the part, in order.
+        rows: numbers of the chosen ones, in order.
         name: how messages call the dataset.
-        split_rows: those of the split, of which the part has a subset; default: it has all.
+        split_rows: numbers of those of the split, of which these are a subset; default: they are all.
     """
 
     dataset: Dataset
@@ -38,10 +38,10 @@ class Part:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def take(self, positions: np.ndarray) -> "Part":
+    def take(self, positions: np.ndarray) -> "Rows":
         return replace(self, rows=self.rows[positions], split_rows=self.whole_split().rows)
 
-    def whole_split(self) -> "Part":
+    def whole_split(self) -> "Rows":
         """All rows of the split: what its columns hold does not depend on a subset."""
         return self if self.split_rows is None else replace(self, rows=self.split_rows, split_rows=None)
 
@@ -122,7 +122,7 @@ def _as_it_is(data: Dataset, folder: Path) -> Dataset:
     return data.select_columns(data.column_names, new_fingerprint=state_of(folder))
 
 
-def take_split(splits: Mapping[str, Dataset], spec: str, flag: str) -> Part:
+def take_split(splits: Mapping[str, Dataset], spec: str, flag: str) -> Rows:
     """The rows of a split or a slice of splits, as in `train[:80%]+test`.
 
     Raises:
@@ -142,7 +142,7 @@ def take_split(splits: Mapping[str, Dataset], spec: str, flag: str) -> Part:
     )
     if len(rows) == 0:
         raise InputError(f"--{flag} {spec!r} is empty: the dataset holds no example there")
-    return Part(dataset, rows, repr(name))
+    return Rows(dataset, rows, repr(name))
 
 
 def find_column(dataset: Dataset, given: str | None, candidates: Sequence[str], flag: str) -> str:
@@ -193,7 +193,7 @@ def quoted(names: Sequence[str], most: int = 20) -> str:
     return ", ".join(map(repr, names[:most])) + more
 
 
-def check_columns(part: Part, columns: Sequence[str]) -> None:
+def check_columns(part: Rows, columns: Sequence[str]) -> None:
     """Refuse rows without a column that those to train on have.
 
     Raises:
@@ -234,8 +234,8 @@ def choose_parts(
     *,
     seed: int,
     test: bool,
-    strata: Callable[[Part], np.ndarray] | None = None,
-) -> dict[str, Part]:
+    strata: Callable[[Rows], np.ndarray] | None = None,
+) -> dict[str, Rows]:
     """The rows to train on, and those to validate and test on where there are any.
 
     Validation data is `--validation_split`, a split of that name, or a random part of the training split.
@@ -256,7 +256,7 @@ def choose_parts(
         InputError: a split is empty, or has not these columns.
     """
 
-    def take(name: str, spec: str) -> Part:
+    def take(name: str, spec: str) -> Rows:
         part = take_split(splits, spec, f"{name}_split")
         part = replace(part, name=args.source(name, part.name))
         check_columns(part, columns)

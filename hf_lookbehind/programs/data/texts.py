@@ -15,7 +15,7 @@ from ..cli.paths import exists
 from ..cli.running import one_line
 from .json_files import is_mixed
 from .rows import NoRows, joined, read_rows
-from .sources import Part, load_splits
+from .sources import Rows, load_splits
 
 TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 # a Parquet file that cannot be read is a ValueError
@@ -100,7 +100,7 @@ def _read(flag: str, name: str, cache_dir: str | None) -> Dataset:
         raise InputError(f"--{flag} {name!r} {problem}") from error
 
 
-def texts_of(part: Part, column: str) -> list[str]:
+def texts_of(part: Rows, column: str) -> list[str]:
     """The texts of a column.
 
     Raises:
@@ -117,7 +117,7 @@ def texts_of(part: Part, column: str) -> list[str]:
     return texts
 
 
-def tokenize(part: Part, columns: Sequence[str], tokenizer: Any, max_length: int, labels: np.ndarray) -> Dataset:
+def tokenize(part: Rows, columns: Sequence[str], tokenizer: Any, max_length: int, labels: np.ndarray) -> Dataset:
     """One text per row, or a pair of them, as a model takes it: token ids, cut to a length, and labels.
 
     Args:
@@ -137,7 +137,7 @@ def tokenize(part: Part, columns: Sequence[str], tokenizer: Any, max_length: int
     return encode_texts(part, columns, encode).add_column("labels", labels.tolist())  # pyright: ignore[reportCallIssue]
 
 
-def encode_texts(part: Part, columns: Sequence[str], encode: Callable[[dict[str, list[str]]], Any]) -> Dataset:
+def encode_texts(part: Rows, columns: Sequence[str], encode: Callable[[dict[str, list[str]]], Any]) -> Dataset:
     """What `encode` makes of batches of rows, which hold the texts of the columns.
 
     Raises:

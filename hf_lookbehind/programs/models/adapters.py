@@ -71,9 +71,9 @@ def with_adapters(model: PreTrainedModel, args: Any, task_type: str) -> Any:
 
 
 def _head(model: PreTrainedModel) -> list[str]:
-    """Names of the layers beside the base model that have weights."""
-    beside = [(name, module) for name, module in model.named_children() if name != model.base_model_prefix]
-    return [name for name, module in beside if any(True for _ in module.parameters())]
+    """Names of the layers besides the base model that have weights."""
+    others = [(name, module) for name, module in model.named_children() if name != model.base_model_prefix]
+    return [name for name, module in others if any(True for _ in module.parameters())]
 
 
 def _said(targets: list[str] | str) -> str:

@@ -185,7 +185,7 @@ def _positions(config: PreTrainedConfig) -> int | None:
 
 
 def fewest_tokens(tokenizer: Any, texts: int = 1) -> int:
-    """Of an input of one text, or of two, each of which has a token left beside the special ones."""
+    """Tokens of the shortest input of one text, or of two, that leaves each a token besides the special ones."""
     return tokenizer.num_special_tokens_to_add(pair=texts == 2) + texts
 
 

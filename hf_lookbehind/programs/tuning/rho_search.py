@@ -15,7 +15,6 @@ from accelerate.utils.memory import clear_device_cache
 
 from ...config import ASCENTS, InputError, LookbehindConfig
 from ...hub.redact import command
-from ...report import format_plus_minus, format_table, mean_sd, plot_search
 from ..cli.arguments import FinetuningArguments, is_lower_better
 from ..cli.flags import Arguments
 from ..cli.paths import goes_on_in, resume_from
@@ -31,6 +30,7 @@ from ..cli.running import (
 from ..task import Task
 from .findings import Findings, read_findings
 from .grid import SearchResult, Settings, grid_search
+from .shown import plot_result, search_table
 
 PLOT_NAME = "rho_search.png"
 TRIALS = "rho_search_trials"
@@ -88,7 +88,7 @@ class RhoSearch:
 
     def run(self) -> Arguments:
         """Search, keep the result, and give the arguments of the final training."""
-        if self.result is None:
+        if self.found.result is None:
             self._keep()
             try:
                 with _ended_by_sigterm() if self.args.training.enable_jit_checkpoint else nullcontext():
@@ -105,8 +105,8 @@ class RhoSearch:
             self.found.result = result
             self._keep()
             if is_main_process():
-                self._plot()
-        best = self._best
+                plot_result(result, self.metric, self.sign, self.folder / PLOT_NAME)
+        best = self.found.result.best
         training = copy.copy(self.args.training)
         training.learning_rate = best["learning_rate"]
         return replace(self.args, lookbehind=replace(self.args.lookbehind, rho=best["rho"]), training=training)
@@ -169,38 +169,16 @@ class RhoSearch:
         if is_main_process():
             self.found.write(self.path)
 
-    def _plot(self) -> None:
-        curves = {}
-        for rate in self.grid["learning_rate"]:
-            rows = [row for row in self._rows() if row["learning_rate"] == rate]
-            points = [mean_sd(row["values"]) for row in rows]
-            curves[f"learning rate {rate:g}"] = [row["rho"] for row in rows], *zip(*points, strict=True)
-        plot_search(curves, self.folder / PLOT_NAME, xlabel="rho", ylabel=f"validation {self.metric}")
-
-    def _rows(self) -> list[dict[str, Any]]:
-        assert self.result is not None
-        return [
-            row["settings"] | {"values": [self.sign * score for score in row["scores"]]} for row in self.result.table
-        ]
-
-    @property
-    def _best(self) -> Settings:
-        assert self.result is not None
-        return self.result.best
-
     @property
     def results(self) -> dict[str, float]:
         """What was chosen."""
-        return {f"search_{name}": value for name, value in self._best.items()}
+        assert self.result is not None
+        return {f"search_{name}": value for name, value in self.result.best.items()}
 
     def table(self) -> str:
         """A row per setting."""
-        rows = []
-        for row in self._rows():
-            chosen = "chosen" if self._best.items() <= row.items() else ""
-            shown = {name: f"{row[name]:g}" for name in self._best}
-            rows.append(shown | {f"validation {self.metric}": _mean(row["values"]), "": chosen})
-        return format_table(rows)
+        assert self.result is not None
+        return search_table(self.result, self.metric, self.sign)
 
 
 def _let_go_of_models() -> None:
@@ -234,7 +212,3 @@ def _radii(args: Arguments) -> list[float]:
         except ValueError as error:
             raise InputError(f"--rho_search {text!r} is not allowed: radii, 0 or more, or 'grid' alone") from error
     return radii
-
-
-def _mean(values: Sequence[float]) -> str:
-    return f"{values[0]:.4f}" if len(values) == 1 else format_plus_minus(*mean_sd(values), digits=4)

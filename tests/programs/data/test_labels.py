@@ -6,12 +6,12 @@ from datasets import Dataset
 
 from hf_lookbehind.config import InputError
 from hf_lookbehind.programs.data import labels
-from hf_lookbehind.programs.data.sources import Part
+from hf_lookbehind.programs.data.sources import Rows
 from hf_lookbehind.programs.models.loading import A_NUMBER, MANY_LABELS, ONE_LABEL
 
 
 def part_of(values):
-    return Part(Dataset.from_dict({"label": values}), np.arange(len(values)), "a.csv")
+    return Rows(Dataset.from_dict({"label": values}), np.arange(len(values)), "a.csv")
 
 
 def problem(values, separator=None, regression=False):
@@ -115,7 +115,7 @@ def test_sets_of_labels(sets, separator, names):
 
 def test_a_subset_has_the_classes_of_its_split():
     """Of what is held out too, but not of what a slice leaves out."""
-    subset = Part(part_of(["a", "b", "c", "d"]).dataset, np.arange(3), "a.csv").take(np.array([0]))
+    subset = Rows(part_of(["a", "b", "c", "d"]).dataset, np.arange(3), "a.csv").take(np.array([0]))
     assert subset.column("label") == ["a"] and labels.class_names(subset, "label") == ["a", "b", "c"]
     assert labels.class_names(subset.take(np.array([0])), "label") == ["a", "b", "c"]
     sets = part_of([["a"], ["b"]]).take(np.array([1]))

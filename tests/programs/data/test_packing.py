@@ -7,7 +7,7 @@ from datasets import Dataset
 
 from hf_lookbehind.config import InputError
 from hf_lookbehind.programs.data import packing
-from hf_lookbehind.programs.data.sources import Part
+from hf_lookbehind.programs.data.sources import Rows
 from hf_lookbehind.programs.models.tokenization import train_tokenizer
 
 DOCUMENTS = ["a few words", " \n\t", "Übermut — 数学\n\nand more words", "", "the end " * 400]
@@ -24,7 +24,7 @@ def tokenizer():
 
 
 def part(texts):
-    return Part(Dataset.from_dict({"text": texts, "other": list(range(len(texts)))}), np.arange(len(texts)), "some")
+    return Rows(Dataset.from_dict({"text": texts, "other": list(range(len(texts)))}), np.arange(len(texts)), "some")
 
 
 @pytest.mark.parametrize("at_once", [1, 20, 10**6])
