@@ -104,6 +104,8 @@ def _train_and_evaluate(task: Task, args: Arguments, checkpoint: str | None, fol
     trainer.add_callback(_OneEpoch)
     # as it will be: the schedule, and whether an epoch comes to its end
     _, steps_per_epoch, *_, training.max_steps = trainer.set_initial_training_values(args.training, _batches(trainer))
+    # now known to be allowed; workers that outlive their epoch would be waited for, five seconds each
+    training.dataloader_persistent_workers = False
     has_end = training.max_steps >= steps_per_epoch and not training.dataloader_drop_last
     batch = trainer._train_batch_size * training.world_size
     trainer.train_dataset = few(trainer.train_dataset, batch, with_last=has_end)
