@@ -46,10 +46,11 @@ from hf_lookbehind.programs.data.texts import TextDataArguments
 from hf_lookbehind.programs.models import loading as models
 from hf_lookbehind.programs.models import seq2seq
 from hf_lookbehind.programs.models.adapters import with_adapters
-from hf_lookbehind.programs.models.seq2seq import Seq2SeqFinetuningArguments, Seq2SeqTrainer
+from hf_lookbehind.programs.models.seq2seq import Seq2SeqFinetuningArguments
 from hf_lookbehind.programs.models.tokenization import TextModelArguments
 from hf_lookbehind.programs.program import Program
 from hf_lookbehind.programs.task import Task
+from hf_lookbehind.trainer import LookbehindSeq2SeqTrainer
 
 SOURCE_COLUMNS = ("source", "text", "article", "document", "dialogue")
 TARGET_COLUMNS = ("target", "summary", "highlights")
@@ -240,7 +241,7 @@ def prepare_generation(model: Any, corpus: Corpus, length: int) -> None:
         given = training.generation_config
         if not isinstance(given, GenerationConfig):
             with models.blamed_on("generation_config", given):
-                given = Seq2SeqTrainer.load_generation_config(given)
+                given = LookbehindSeq2SeqTrainer.load_generation_config(given)
         special = {name: value for name, value in vars(own).items() if name.endswith("_token_id")}
         given.update(defaults_only=True, **special)
         model.generation_config = training.generation_config = own = given
@@ -298,7 +299,7 @@ def prepare(args: Arguments) -> Task:
         processing_class=tokenizer,
         make_collator=lambda model: seq2seq.make_collator(model, tokenizer),
         metrics=rated or seq2seq.LOSS_ONLY,
-        trainer_class=Seq2SeqTrainer,
+        trainer_class=LookbehindSeq2SeqTrainer,
     )
 
 

@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 from ..config import InputError, LookbehindConfig
 from ..tensors.processes import is_sharded
 from ..tensors.replay import SameFunction
+from ..trainer.private import collator_of_used_columns, prepare_inputs
 from .memory import ReplayMemory
 from .tasks import TaskSequence, labels_of
 
@@ -157,8 +158,7 @@ class AGEM(_WithMemory):
         examples = self.memory.draw(count, trainer.state.global_step, args.process_index)
 
         def closure() -> None:
-            collate = trainer._get_collator_with_removed_columns(trainer.data_collator)
-            inputs = trainer._prepare_inputs(collate(examples))
+            inputs = prepare_inputs(trainer, collator_of_used_columns(trainer)(examples))
             with trainer.compute_loss_context_manager():
                 loss = trainer.compute_loss(trainer.model_wrapped, inputs)
             trainer.accelerator.backward(loss)

@@ -1,4 +1,4 @@
-"""What a Trainer knows for a model card; its cards and pushes, with what the method did."""
+"""What a Trainer knows for a model card, and its cards, with what the method did."""
 
 # The Trainer annotates as optional what it sets before training.
 # pyright: reportOptionalMemberAccess=false, reportAttributeAccessIssue=false
@@ -8,26 +8,25 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import CommitInfo, HfApi, ModelCard
-from transformers import PreTrainedModel
+from huggingface_hub import ModelCard
+from transformers import PreTrainedModel, Trainer
+from transformers.modelcard import make_markdown_table, parse_log_history
 from transformers.trainer_utils import SchedulerType
 
 from ..config import LookbehindConfig
 from ..hub.card.data import TAGS, LookbehindCardData, Result
 from ..hub.card.license import license_of
 from ..hub.card.measured import read_flatness
-from ..hub.card.render import keep_own_card, render_flatness, render_method, write_card
+from ..hub.card.render import keep_own_card, render, render_flatness, render_method, write_card
 from ..hub.file_names import CARD_NAME
-from ..hub.push import NotPushedError, push_command, push_folder
 from ..optim.base_optimizer import unwrap_accelerate
-from .pushable import refuse_unpushable
+from .private import batch_size_in_use, commit_of, name_of
 
 try:
     import resource
@@ -72,7 +71,7 @@ def card_data(trainer: Any) -> LookbehindCardData:
         library="peft" if is_adapter else "transformers",
         base_model=base if is_on_hub else None,
         base_name=None if base is None else base if is_on_hub else Path(base).name,
-        base_revision=getattr(getattr(inner, "config", None), "_commit_hash", None) if is_on_hub else None,
+        base_revision=commit_of(getattr(inner, "config", None)) if is_on_hub else None,
         license=license_of(base, ask=False),
         results=_last_evaluation(trainer),
         pipeline_tag=task,
@@ -99,16 +98,68 @@ def results_of(metrics: Mapping[str, Any], prefix: str, split: str, examples: in
     ]
 
 
-def card_with_method(trainer: Any, create: Callable[..., None], *args: Any, **kwargs: Any) -> None:
-    """The card that a Trainer's own method writes, and in it a section on the method, in the main process.
+def write_trainer_card(trainer: Any, create: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+    """A card of a trainer's model, by the main process; one that the user wrote is kept beside it.
 
-    A card that the user wrote is kept beside it. Of the license of the base model the Hub is asked here: the Trainer
-    would wait for its answer without an end.
+    `Trainer` itself knows no more than this package: its card is the package's own. A card of another class's making
+    gets the sections on the method at its end.
 
     Args:
         trainer: that is asked for a card.
         create: its own `create_model_card`.
         *args, **kwargs: of that.
+    """
+    if getattr(create, "__func__", None) is not Trainer.create_model_card:
+        _add_method(trainer, create, *args, **kwargs)
+    elif trainer.is_world_process_zero():
+        folder = str(trainer.args.output_dir)
+        data = replace(_told(trainer, *args, **kwargs), flatness=read_flatness(folder))
+        keep_own_card(folder)
+        write_card(render(data), folder)
+
+
+def _told(
+    trainer: Any,
+    language: str | None = None,
+    license: str | None = None,
+    tags: str | list[str] | None = None,
+    model_name: str | None = None,
+    finetuned_from: str | None = None,
+    tasks: str | list[str] | None = None,
+    dataset_tags: str | list[str] | None = None,
+    dataset: str | list[str] | None = None,
+    dataset_args: str | list[str] | None = None,
+) -> LookbehindCardData:
+    """What a trainer knows, and what `Trainer.create_model_card` was told."""
+    data = card_data(trainer)
+    if finetuned_from:
+        is_on_hub = not os.path.exists(finetuned_from)
+        name = finetuned_from if is_on_hub else Path(finetuned_from).name
+        data = replace(data, base_model=finetuned_from if is_on_hub else None, base_name=name, base_revision=None)
+    ids, configs = _listed(dataset_tags), _listed(dataset_args)
+    _, evaluations, _ = parse_log_history(trainer.state.log_history)
+    return replace(
+        data,
+        model_name=model_name or data.model_name,
+        language=language,
+        license=license or license_of(data.base_name, ask=True, token=trainer.args.hub_token),
+        tags=list(dict.fromkeys([*_listed(tags), "generated_from_trainer"])),
+        pipeline_tag=next(iter(_listed(tasks)), data.pipeline_tag),
+        dataset=ids[0] if len(ids) == 1 else None,
+        dataset_name=", ".join(_listed(dataset) or ids) or None,
+        dataset_config=configs[0] if len(configs) == 1 else None,
+        sections={"Evaluations": make_markdown_table(evaluations).strip()} if evaluations else {},
+    )
+
+
+def _listed(value: str | list[str] | None) -> list[str]:
+    return [value] if isinstance(value, str) else list(value or ())
+
+
+def _add_method(trainer: Any, create: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+    """The card that a class writes by itself, and in it the sections on the method.
+
+    Of the license of the base model the Hub is asked here: the class would wait for its answer without an end.
     """
     folder, is_main = str(trainer.args.output_dir), trainer.is_world_process_zero()
     given = inspect.signature(create).bind_partial(*args, **kwargs)
@@ -133,60 +184,10 @@ def card_with_method(trainer: Any, create: Callable[..., None], *args: Any, **kw
         card.data.base_model = data.base_model
     elif isinstance(card.data.base_model, str) and (not card.data.base_model or os.path.exists(card.data.base_model)):
         card.data.base_model = None
-    text = card.text.replace("](https://huggingface.co/)", "](https://huggingface.co)")
-    if data.base_name is not None and data.base_model is None:
-        text = text.replace(
-            "This model was trained from scratch on", f"This model is `{data.base_name}`, fine-tuned on"
-        )
-    sections = (text.rstrip(), render_method(data).strip(), render_flatness(data).strip())
+    sections = (card.text.rstrip(), render_method(data).strip(), render_flatness(data).strip())
     card.text = "\n\n".join((*sections, f"## Citations\n\n{data.citations()}\n"))
     # its own marks stand at the end of the text
     write_card(str(card), folder)
-
-
-def push(
-    trainer: Any,
-    commit_message: str | None,
-    blocking: bool,
-    token: str | None,
-    revision: str | None,
-    private: bool | None,
-    card_options: Mapping[str, Any],
-) -> CommitInfo | Future[CommitInfo] | None:
-    """`Trainer.push_to_hub`: everything is on disk before the Hub is asked, and only a model's files are uploaded.
-
-    Raises:
-        InputError: the model or its folder cannot be pushed, see `refuse_unpushable` and `push_folder`.
-        NotPushedError: the Hub cannot be reached, refuses, or does not answer in time; the model is in the folder.
-    """
-    args = trainer.args
-    refuse_unpushable(trainer, "push_to_hub()")
-    trainer.callback_handler.on_push_begin(args, trainer.state, trainer.control)
-    trainer.save_model(_internal_call=True)
-    if not trainer.is_world_process_zero():
-        return None
-    repo_id = trainer.hub_model_id or args.hub_model_id or Path(args.output_dir).absolute().name
-    tags = card_options.get("tags") or []
-    tags = [*([tags] if isinstance(tags, str) else tags), *(getattr(trainer.model, "model_tags", None) or ())]
-    options = {"model_name": repo_id.split("/")[-1], **card_options, **({"tags": tags} if tags else {})}
-    trainer.create_model_card(**options)
-    private, revision = args.hub_private_repo if private is None else private, revision or args.hub_revision
-
-    def upload() -> CommitInfo:
-        try:
-            return push_folder(
-                args.output_dir,
-                repo_id,
-                token=token or args.hub_token,
-                private=private,
-                revision=revision,
-                commit_message=commit_message or "End of training",
-            )
-        except NotPushedError as error:
-            later = push_command(args.output_dir, repo_id, private=private, revision=revision)
-            raise NotPushedError(f"{error}. The model is in {args.output_dir}; push it with: {later}") from error
-
-    return upload() if blocking else HfApi().run_as_future(upload)
 
 
 def _task_of(model: Any) -> tuple[str | None, str | None]:
@@ -206,7 +207,7 @@ def _base_name(model: Any, inner: Any) -> str | None:
     """The id or folder of the model that was fine-tuned, if there was one."""
     if hasattr(model, "peft_config"):
         return next(iter(model.peft_config.values())).base_model_name_or_path or None
-    return getattr(getattr(inner, "config", None), "_name_or_path", "") or None
+    return name_of(getattr(inner, "config", None)) or None
 
 
 def _optimizer_in_words(trainer: Any) -> str:
@@ -279,7 +280,7 @@ def _hardware(trainer: Any) -> str:
 
 def _hyperparameters(trainer: Any) -> dict[str, str]:
     args = trainer.args
-    per_device = trainer._train_batch_size  # as `auto_find_batch_size` has found it
+    per_device = batch_size_in_use(trainer)
     batch = per_device * args.gradient_accumulation_steps * args.world_size
     count, unit = (args.max_steps, "step") if args.max_steps > 0 else (args.num_train_epochs, "epoch")
     length = f"{count:g} {unit}{'' if count == 1 else 's'}"

@@ -13,6 +13,7 @@ from ..config import InputError
 from ..measures import NotFiniteError, sharpness, weight_noise
 from ..measures.accepted import check_numbers, check_whole
 from ..measures.sharpness import checked_radii
+from .private import prepare_inputs, without_unused_columns
 
 logger = logging.get_logger(__name__)
 
@@ -37,7 +38,7 @@ def measured_batches(trainer: Trainer, dataset: Any = None, max_examples: int | 
     """
     dataset = _dataset_of(trainer, dataset)
     if isinstance(dataset, datasets.Dataset):
-        dataset = trainer._remove_unused_columns(dataset, description="evaluation")
+        dataset = without_unused_columns(trainer, dataset, of="evaluation")
     number = len(dataset) if max_examples is None else min(len(dataset), max_examples)
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     size = trainer.args.eval_batch_size
@@ -150,7 +151,7 @@ class FlatnessCallback(TrainerCallback):
         model: Any = trainer.accelerator.unwrap_model(trainer.model)
         dataset = _dataset_of(trainer, self.dataset)
         if self.rhos:
-            batches = [trainer._prepare_inputs(b) for b in measured_batches(trainer, dataset, self.max_examples)]
+            batches = [prepare_inputs(trainer, b) for b in measured_batches(trainer, dataset, self.max_examples)]
             try:
                 measured = sharpness(model, batches, self.rhos, loss_fn=_loss_of(trainer), **self.sharpness_settings)
             except NotFiniteError as error:  # of the model as it is: the training decides what becomes of that

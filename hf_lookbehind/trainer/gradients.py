@@ -1,17 +1,50 @@
 """Gradients that somebody changes between the backward and the optimizer's step: they would reach one descent of k."""
 
 import operator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from ..config import InputError
 from ..tensors.copies import same_bytes
 from ..tensors.foreach import accumulation_dtype, tensor_norms
 from ..tensors.processes import locals_of
-from .callbacks import DeferredJITCheckpointCallback
+from .base import MixinBase
+from .preemption import DeferredJITCheckpointCallback
+
+
+class GradientsMixin(MixinBase):
+    """What the Trainer does to gradients between the backward and the optimizer's step."""
+
+    _lookbehind_watch: "GradientWatch | None" = None  # while a training goes on
+
+    def _gradients(self) -> list[Tensor]:
+        """Those of the optimizer's parameters that have one."""
+        parameters = (p for group in self.optimizer.param_groups for p in group["params"])
+        return [p.grad for p in parameters if p.grad is not None]
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        with self._last_descent_watched():
+            return super()._clip_grad_norm(model)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        with self._last_descent_watched():
+            return super()._get_grad_norm(model, grad_norm)
+
+    @contextmanager
+    def _last_descent_watched(self) -> Iterator[None]:
+        """What changes the gradients in the block is done before every descent; nothing else may change them."""
+        watch = self._lookbehind_watch
+        is_watched = watch is not None and watch.is_on
+        if is_watched:
+            watch.check(self._gradients())
+        yield
+        if is_watched:
+            watch.note(self._gradients())
 
 
 class GradientWatch(TrainerCallback):

@@ -6,8 +6,17 @@ from contextlib import contextmanager
 from typing import Any
 
 from ..config import LookbehindConfig
+from .base import MixinBase
 
 _FIELDS = {field.name for field in dataclasses.fields(LookbehindConfig)}
+
+
+class SearchMixin(MixinBase):
+    """A trial's settings."""
+
+    def _hp_search_setup(self, trial: Any) -> None:
+        with choose_trial_settings(self, trial) as rest:
+            super()._hp_search_setup(rest)
 
 
 @contextmanager

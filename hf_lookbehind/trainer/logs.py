@@ -1,7 +1,7 @@
 """What a trainer's iterations measured, for its own rows of the logs and its results."""
 
-# The Trainer annotates as optional what it sets before training.
-# pyright: reportOptionalMemberAccess=false
+# The Trainer annotates as optional what it sets before training, and its own overrides differ in their signatures.
+# pyright: reportOptionalMemberAccess=false, reportIncompatibleMethodOverride=false
 
 import math
 import statistics
@@ -14,8 +14,46 @@ from torch import Tensor
 
 from ..optim.lookbehind import Lookbehind
 from ..optim.stats import LookbehindStats
+from .base import MixinBase
+from .private import scale_total_loss, steps_of_this_process, steps_since_log, summed_loss
 
 MAX_SKIPPED_IN_A_ROW = 10
+
+
+class LogsMixin(MixinBase):
+    """The rows that a Trainer logs, with what its iterations measured."""
+
+    _lookbehind_log: "IterationLog | None" = None  # of the last `train()`
+
+    @property
+    def skipped_iterations(self) -> int:
+        """How many iterations of the last `train()` met a gradient that is not finite, and moved nothing."""
+        return 0 if self._lookbehind_log is None else self._lookbehind_log.skipped
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if self._lookbehind is not None:
+            if self._lookbehind_log.is_repeating:
+                return
+            self._lookbehind_log.complete(logs)
+        super().log(logs, *args, **kwargs)
+
+    @contextmanager
+    def _logging_off(self) -> Iterator[None]:
+        """In the block, which runs `compute_loss` once more than the plain Trainer, `log` writes nothing."""
+        log = self._lookbehind_log
+        before, log.is_repeating = log.is_repeating, True
+        try:
+            yield
+        finally:
+            log.is_repeating = before
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        with self._lookbehind_log.own_row():
+            super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        self._lookbehind_log.finalize()
+        return super()._finalize_training(*args, **kwargs)
 
 
 class IterationLog:
@@ -97,12 +135,12 @@ class IterationLog:
         trainer = self._trainer
         if self._unreal and self._unreal[-1] == trainer.state.global_step:
             return torch.zeros_like(losses[-1])
+        total = summed_loss(trainer)
         for loss in losses[:-1]:
             if trainer.args.logging_nan_inf_filter and not loss.isfinite():
-                steps = 1 + trainer.state.global_step - trainer._globalstep_last_logged
-                trainer._tr_loss += trainer._tr_loss / steps
+                total += total / (1 + len(steps_since_log(trainer)))
             else:
-                trainer._tr_loss += loss
+                total += loss
         return losses[-1]
 
     # ---- rows ----
@@ -110,9 +148,8 @@ class IterationLog:
     @contextmanager
     def own_row(self) -> Iterator[None]:
         """In the block, the Trainer writes a row of its own, if one is due."""
-        trainer = self._trainer
-        begin, end = trainer._globalstep_last_logged, trainer.state.global_step
-        self._steps_of_row = range(begin, end) if trainer.control.should_log and end > begin else None
+        steps = steps_since_log(self._trainer)
+        self._steps_of_row = steps if self._trainer.control.should_log and steps else None
         try:
             yield
         finally:
@@ -143,13 +180,11 @@ class IterationLog:
 
     def finalize(self) -> None:
         """Before the Trainer divides the sum of all losses by the number of steps: nan where none was real."""
-        trainer, self._is_over = self._trainer, True
-        steps = range(trainer._initial_global_step, trainer.state.global_step)
+        self._is_over = True
+        steps = steps_of_this_process(self._trainer)
         real = self._real(steps)
         if real < len(steps):
-            factor = len(steps) / real if real else math.nan
-            trainer._total_loss_scalar = (trainer._total_loss_scalar + trainer._tr_loss.item()) * factor
-            trainer._tr_loss.zero_()
+            scale_total_loss(self._trainer, len(steps) / real if real else math.nan)
 
     def _complete_results(self, metrics: MutableMapping[str, float]) -> None:
         """How many iterations were skipped; a mean over none is left out."""

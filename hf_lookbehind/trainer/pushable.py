@@ -12,6 +12,7 @@ from ..config import InputError
 from ..hub import file_names as names
 from ..hub.files import sort_files
 from ..hub.whole import problem_of_base
+from .private import AUTO_CLASS
 
 # Whose `_save` knows models of transformers alone, and whose modules save what is known.
 _STOCK = {"transformers", "hf_lookbehind"}
@@ -73,7 +74,7 @@ def _own_code(trainer: Any) -> Iterator[str]:
     parts = [processor, *(vars(processor).values() if hasattr(processor, "__dict__") else ())]
     for part in (*trainer.model.modules(), getattr(trainer.model, "config", None), *parts):
         cls = type(part)
-        if cls.__module__.startswith("transformers_modules.") or getattr(cls, "_auto_class", None) is not None:
+        if cls.__module__.startswith("transformers_modules.") or getattr(cls, AUTO_CLASS, None) is not None:
             yield f"{cls.__name__} is code of its own (auto_map), which is never pushed: nobody could load it"
 
 

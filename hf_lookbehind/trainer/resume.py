@@ -1,21 +1,111 @@
-"""Checkpoints to resume from: the last one that was written to its end, and what a run goes on with."""
+"""What a run goes on with from a checkpoint: the last that was written to its end, weights, settings, counts."""
+
+# The Trainer annotates as optional what it sets before training, and its own overrides differ in their signatures.
+# pyright: reportOptionalMemberAccess=false, reportArgumentType=false, reportIncompatibleMethodOverride=false, reportAttributeAccessIssue=false
 
 import json
+import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from transformers import TrainerState
+from torch import nn
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainerState
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
-from ..config import InputError, LookbehindConfig
+from ..config import InputError, LookbehindConfig, load_calibration
+from .base import MixinBase
+from .private import INCOMPLETE_NAME, warn_of_missing_weights
+from .weights import load_weights, refuse_other_model
 
 logger = logging.get_logger(__name__)
 
-# What HF's just-in-time checkpointing leaves in a folder until it is complete.
-_SENTINEL = "checkpoint-is-incomplete.txt"
+
+class ResumeMixin(MixinBase):
+    """Checkpoints: what is saved beside them, and how a run goes on from one."""
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """`Trainer.train`; `resume_from_checkpoint=True` takes the last checkpoint that was written to its end."""
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
+            if resume_from_checkpoint is None:
+                raise InputError(
+                    f"No valid checkpoint found in output directory ({self.args.output_dir}): "
+                    "resume_from_checkpoint=True needs one that was written to its end"
+                )
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    @property
+    def was_preempted(self) -> bool:
+        """Whether a just-in-time checkpoint (SIGTERM with `enable_jit_checkpoint`) has ended the training."""
+        return any(getattr(callback, "has_saved", False) for callback in self.callback_handler.callbacks)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """`Trainer.save_model`, with `lookbehind_config.json` beside the weights."""
+        if self.args.should_save:
+            folder = output_dir or self.args.output_dir
+            os.makedirs(folder, exist_ok=True)
+            self.lookbehind_config.save(folder, self._calibration and self._calibration.state())
+        super().save_model(output_dir, _internal_call=_internal_call)
+
+    def _prepare_calibration(self, checkpoint: str | None) -> None:
+        """With `rho="auto"`: go on with what the checkpoint had found."""
+        self._calibration = self._lookbehind.calibration
+        found = load_calibration(checkpoint) if self._calibration is not None and checkpoint is not None else None
+        if found is not None:
+            self._calibration.load(found)
+
+    def _init_training_state(
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: str | None,
+        trial: Any,
+    ) -> tuple[int, int]:
+        steps = max_steps, num_update_steps_per_epoch, num_train_epochs
+        begins_at = super()._init_training_state(*steps, resume_from_checkpoint, trial)
+        if resume_from_checkpoint is None:
+            return begins_at
+        record_states(self)
+        find_best_again(self.state, resume_from_checkpoint)
+        if self.state.global_step >= max_steps or has_stopped_early(self):
+            # a finished run is resumed: the Trainer would stop only after one more step
+            return num_train_epochs, 0
+        return begins_at
+
+    def _load_callback_state(self) -> None:
+        if getattr(self.args, "callbacks_go_on", False):
+            restore_counts(self.callback_handler.callbacks, self.state.stateful_callbacks)
+        else:
+            super()._load_callback_state()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        given = self.model if model is None else model
+        if super()._load_from_checkpoint.__func__ is Trainer._load_from_checkpoint:
+            # a class that loads in a way of its own knows what it has saved
+            refuse_other_model(given, resume_from_checkpoint)
+        loaded = load_weights(given, resume_from_checkpoint)
+        if loaded is not None:
+            warn_of_missing_weights(self, loaded)
+        elif model is None:
+            super()._load_from_checkpoint(resume_from_checkpoint)  # sentence-transformers' takes nothing else
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        loaded = load_weights(self.model, self.state.best_model_checkpoint)
+        if loaded is not None:
+            warn_of_missing_weights(self, loaded)
+        else:
+            super()._load_best_model()
+
+
+# ---- checkpoints ----
 
 
 def last_complete_checkpoint(output_dir: str | Path) -> str | None:
@@ -80,8 +170,8 @@ def _newest_first(output_dir: Path) -> Iterator[Path]:
 
 def what_is_missing(checkpoint: Path) -> str | None:
     """Why a checkpoint cannot be resumed from, or None for a complete one."""
-    if (checkpoint / _SENTINEL).exists():
-        return f"it still holds {_SENTINEL}"
+    if (checkpoint / INCOMPLETE_NAME).exists():
+        return f"it still holds {INCOMPLETE_NAME}"
     try:
         # the Trainer writes this file last
         json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
@@ -94,3 +184,39 @@ def what_is_missing(checkpoint: Path) -> str | None:
         if path.exists() and not zipfile.is_zipfile(path):
             return f"its {path.name} is incomplete"
     return None
+
+
+# ---- callbacks ----
+
+
+def restore_counts(callbacks: Sequence[TrainerCallback], saved: Mapping[str, Any]) -> None:
+    """Let callbacks go on with what they have counted, under the arguments that they are given now.
+
+    HF's own way, `restore_callback_states_from_checkpoint`, makes them anew with the arguments of the checkpoint.
+
+    Args:
+        callbacks: of the resumed run.
+        saved: `TrainerState.stateful_callbacks`: by the name of its class, a callback's state, or a list of several.
+    """
+    for name, states in saved.items():
+        same = [callback for callback in callbacks if type(callback).__name__ == name]
+        # each checkpoint appends those of several callbacks of one class
+        newest = states[-len(same) :] if isinstance(states, list) else [states]
+        for callback, state in zip(same, newest, strict=False):
+            for attribute, value in state.get("attributes", {}).items():
+                setattr(callback, attribute, value)
+
+
+def record_states(trainer: Any) -> None:
+    """Name every callback that has a state in the trainer's own: a checkpoint can save no other (KeyError)."""
+    callbacks = [*trainer.callback_handler.callbacks, trainer.control]
+    exportable: Any = [callback for callback in callbacks if isinstance(callback, ExportableState)]
+    trainer.state.stateful_callbacks |= TrainerState(stateful_callbacks=exportable).stateful_callbacks
+
+
+def has_stopped_early(trainer: Any) -> bool:
+    """Whether a callback had lost its patience when the checkpoint that a trainer resumes was written."""
+    stopping = [c for c in trainer.callback_handler.callbacks if isinstance(c, EarlyStoppingCallback)]
+    return trainer.state.global_step > 0 and any(
+        callback.early_stopping_patience_counter >= callback.early_stopping_patience for callback in stopping
+    )

@@ -32,6 +32,7 @@ from transformers.trainer import OPTIMIZER_NAME
 from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_NAME
 
 from ..config import InputError
+from . import private
 
 Weights = dict[str, Tensor]
 
@@ -133,7 +134,7 @@ def under_own_names(model: nn.Module, saved: Weights) -> Weights:
 
 def missing(model: nn.Module, own: Weights, found: Weights) -> list[str]:
     """The names of what the model should be given and is not; a tensor with several names needs one of them."""
-    ignored = getattr(model, "_keys_to_ignore_on_save", None) or ()
+    ignored = private.names_not_saved(model)
     reached = {id(own[name]) for name in found.keys() & own.keys()}
     return [name for name, tensor in own.items() if id(tensor) not in reached and name not in ignored]
 
@@ -158,7 +159,7 @@ def check_sizes(own: Weights, found: Weights, checkpoint: str | Path) -> None:
 def _has_adapters(model: nn.Module) -> bool:
     """Whether `save_pretrained` writes the adapters only: of a PeftModel, or of a model after its `add_adapter`."""
     return bool(getattr(model, "peft_config", None)) and (
-        not isinstance(model, PreTrainedModel) or getattr(model, "_hf_peft_config_loaded", False)
+        not isinstance(model, PreTrainedModel) or private.saves_adapters_only(model)
     )
 
 
@@ -211,9 +212,7 @@ def _is_quantised(model: nn.Module) -> bool:
 
 
 def _is_ignored(model: nn.Module, name: str) -> bool:
-    return any(
-        re.search(pattern, name) for pattern in getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
-    )
+    return any(re.search(pattern, name) for pattern in private.patterns_left_over(model))
 
 
 def _own(model: nn.Module) -> Weights:
@@ -242,7 +241,7 @@ def _as_it_saves(model: PreTrainedModel, saved: Weights) -> Weights:
 
     What is merged or split on the way goes through the library's conversion.
     """
-    conversions = getattr(model, "_weight_conversions", None)
+    conversions = private.conversions_of(model)
     if conversions is None:
         conversions = get_model_conversion_mapping(model, add_legacy=False)
     names = _saved_names(model)

@@ -1,13 +1,17 @@
-"""A window: the micro-batches of one optimizer step, and the part of them that the first ascent takes."""
+"""A window: the micro-batches of one optimizer step, and their gradient, of all or of a part of them."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..config import InputError
+from ..tensors.copies import Given
+from ..tensors.foreach import accumulation_dtype
+from .private import deferred_reduction, items_in, set_sync_gradients
 
 
 class MicroBatch(NamedTuple):
@@ -22,6 +26,93 @@ class MicroBatch(NamedTuple):
     inputs: Any
     num_items: Any
     steps: int
+
+
+class Window:
+    """The micro-batches of one optimizer step, whose gradient may be asked for several times.
+
+    Args:
+        trainer: with `LookbehindMixin`, in its training.
+        model: that it trains, as it is wrapped.
+        batches: as the Trainer handed them over.
+        backward: the Trainer's own `training_step`: forward and backward of one micro-batch; returns its loss.
+        is_repeated: whether the gradient is asked for more than once: each time of the batches as they are now.
+
+    Attributes:
+        losses: of the micro-batches at the slow weights, scaled as the Trainer's; none before `gradient`.
+    """
+
+    def __init__(
+        self,
+        trainer: Any,
+        model: nn.Module,
+        batches: list[MicroBatch],
+        backward: Callable[..., Tensor],
+        *,
+        is_repeated: bool,
+    ):
+        self._trainer, self._model, self._backward = trainer, model, backward
+        # `compute_loss` may pop labels, normalise in place, count items down
+        self._as_given = Given(batches).anew if is_repeated else lambda: batches
+        self.losses: list[Tensor] = []
+
+    def gradient(self) -> Tensor:
+        """Leaves the gradient of all of it in `.grad`, and returns the loss."""
+        # what `compute_loss` logs is a row of the first pass on the whole window
+        with self._trainer._logging_off() if self.losses else nullcontext():
+            losses = self._pass(self._as_given())
+        self.losses = self.losses or losses
+        return _sum(losses)
+
+    def part_gradient(self) -> Tensor:
+        """Leaves that of a part of it, for `ascent_fraction` below 1; in each process of its own share."""
+        with self._trainer._logging_off():
+            return _sum(self._pass(self._part(self._as_given())))
+
+    def _part(self, batches: list[MicroBatch]) -> list[MicroBatch]:
+        trainer = self._trainer
+        seed = f"{trainer.args.seed}-{trainer.state.global_step}-{trainer.args.process_index}"
+        part = draw_part([batch.inputs for batch in batches], trainer.lookbehind_config.ascent_fraction, seed)
+        num_items = items_in(trainer, part)
+        return [MicroBatch(inputs, num_items, len(part)) for inputs in part]
+
+    def _pass(self, batches: list[MicroBatch]) -> list[Tensor]:
+        """One forward and backward of each; returns their losses."""
+        trainer, losses = self._trainer, []
+        trainer._lookbehind.zero_grad()
+        accumulation_steps = trainer.current_gradient_accumulation_steps
+        for i, batch in enumerate(batches):
+            trainer.current_gradient_accumulation_steps = batch.steps
+            with self._synchronisation(is_last=i == len(batches) - 1):
+                losses.append(self._backward(self._model, batch.inputs, batch.num_items))
+        trainer.current_gradient_accumulation_steps = accumulation_steps
+        return losses
+
+    @contextmanager
+    def _synchronisation(self, is_last: bool) -> Iterator[None]:
+        """Reduce gradients over the processes in the backward of the last micro-batch only, as the Trainer does.
+
+        With `sync_ascent=False` in none: the core averages what each process has, once the ascent has used it.
+        """
+        trainer, accelerator = self._trainer, self._trainer.accelerator
+        is_last_or_each = is_last or accelerator.gradient_state.plugin_kwargs.get("sync_each_batch", False)
+        if is_last_or_each and trainer.lookbehind_config.sync_ascent:
+            context = nullcontext()
+        elif trainer.is_distributed_loading_by_transformers:
+            context = deferred_reduction(trainer)
+        else:
+            context = accelerator.no_sync(self._model)
+        set_sync_gradients(accelerator, is_last)
+        try:
+            with context:
+                yield
+        finally:
+            set_sync_gradients(accelerator, True)
+
+
+def _sum(losses: list[Tensor]) -> Tensor:
+    """In float32 or better: those of a model in bfloat16 may be bfloat16."""
+    return sum(losses[1:], losses[0].to(accumulation_dtype(losses[0].dtype)))
 
 
 def draw_part(batches: list[Any], fraction: float, seed: str) -> list[Any]:

@@ -26,7 +26,7 @@ CONFIG = dict(k=2, rho=0.05)
 CANARY = "hf_canarycanarycanary"
 
 
-def test_the_card_is_the_trainers_with_a_section_on_the_method(tmp_path):
+def test_the_card_says_what_the_trainer_was_told_and_what_the_method_did(tmp_path):
     base = tmp_path / "base"
     make_model().save_pretrained(base)
     model = ViTForImageClassification.from_pretrained(base)
@@ -34,12 +34,13 @@ def test_the_card_is_the_trainers_with_a_section_on_the_method(tmp_path):
     trainer.create_model_card(tags="mine", model_name="A name", language="en", license="mit", dataset="Some data")
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert {"mine", "lookbehind", "generated_from_trainer"} <= set(card.data.tags)
-    assert (card.data.license, card.data.language) == ("mit", ["en"]) and card.data.base_model is None
+    assert (card.data.license, card.data.language) == ("mit", "en") and card.data.base_model is None
     assert "# A name" in card.text and "## How it was trained" in card.text and "mordido2024lookbehind" in card.text
-    assert "`base`, fine-tuned" in card.text and "from scratch" not in card.text and str(tmp_path) not in card.content
-    assert "](https://huggingface.co/)" not in card.text
-    trainer.create_model_card()
+    assert "`base`, fine-tuned on `Some data`" in card.text and str(tmp_path) not in card.content
+    assert "from scratch" not in card.text and "](https://huggingface.co/)" not in card.text
+    trainer.create_model_card(finetuned_from="user/other", dataset_tags="user/data", tasks=["image-classification"])
     again = ModelCard.load(tmp_path / "out" / "README.md")
+    assert (again.data.base_model, again.data.datasets) == ("user/other", ["user/data"])
     assert again.text.count("## How it was trained") == 1 and len(list((tmp_path / "out").glob("README*"))) == 1
 
 

@@ -381,37 +381,6 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
-@pytest.mark.parametrize("smoothing", ["0", "0.1"])
-def test_accumulated_micro_batches_are_one_batch(trained, tmp_path, smoothing):
-    """Targets of several lengths: each token counts once, however they are divided."""
-    rows = [(source, " ".join([target] * (1 + i % 4))) for i, (source, target) in enumerate(pairs(16))]
-    model = saved(tmp_path / "c", bart(dropout=0.0, init_std=0.2))
-    flags = [*table(tmp_path / "a.csv", rows=rows), *model[:-1], str(trained), "--dtype", "float64", "--k", "2"]
-    flags += ["--rho", "0.1", "--optim", "sgd", "--learning_rate", "0.5", "--num_train_epochs", "1"]
-    flags += ["--disable_tqdm", "true", "--train_val_split", "0", "--label_smoothing_factor", smoothing]
-    flags += ["--max_grad_norm", "0"]
-    weights, losses = [], []
-    for batch, steps in ((8, 1), (4, 2)):
-        sizes = ["--per_device_train_batch_size", str(batch), "--gradient_accumulation_steps", str(steps)]
-        results = train([*flags, *sizes, "--output_dir", str(tmp_path / str(batch))])
-        weights.append(dict(results.trainer.model.named_parameters()))
-        losses.append(results.metrics["train_loss"])
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5 if smoothing != "0" else 1e-12)
-    for name in weights[0]:
-        # the library's smoothing sums in float32
-        assert torch.allclose(weights[0][name], weights[1][name], rtol=0, atol=1e-5 if smoothing != "0" else 1e-12)
-
-
-def test_the_loss_is_the_models_own():
-    model = AutoModelForSeq2SeqLM.from_config(bart(dropout=0.0)).double()
-    ids = torch.arange(3, 23).view(2, 10)
-    labels = ids.clone()
-    labels[1, 4:] = -100
-    outputs = model(input_ids=ids, labels=labels)
-    assert torch.allclose(seq2seq.mean_token_loss(outputs, labels), outputs.loss, rtol=1e-12)
-    assert torch.allclose(seq2seq.mean_token_loss(outputs, labels, 28), outputs.loss / 2, rtol=1e-12)
-
-
 def evaluated(flags, folder):
     with pytest.MonkeyPatch.context() as patch:
         set_caches(patch, folder)

@@ -5,7 +5,7 @@ import torch
 from transformers import BatchEncoding, TrainerCallback
 
 from hf_lookbehind import InputError
-from hf_lookbehind.trainer.window import draw_part
+from hf_lookbehind.trainer.window import Window, draw_part
 from tests.libraries import make_library_trainer
 from tests.models import max_difference
 from tests.training import PLAIN, images, make_model, make_trainer, train
@@ -30,7 +30,7 @@ def test_under_accumulation_it_is_whole_micro_batches(tmp_path):
     assert sizes == [4] * (1 + 3) * 2
 
 
-def test_the_part_is_weighted_as_a_window_of_its_own(tmp_path):
+def test_the_part_is_weighted_as_a_window_of_its_own(tmp_path, monkeypatch):
     """Its gradient is that of a plain step on the same examples."""
     norms, drawn = {}, []
 
@@ -44,8 +44,8 @@ def test_the_part_is_weighted_as_a_window_of_its_own(tmp_path):
         tmp_path, PART | dict(ascent_fraction=0.67), model=model, data=data, gradient_accumulation_steps=3,
         trainer_kwargs=dict(callbacks=[Watch()]), max_steps=1,
     )  # fmt: skip
-    draw = trainer._draw_part
-    trainer._draw_part = lambda window: drawn.extend(draw(window)) or drawn
+    part = Window._part
+    monkeypatch.setattr(Window, "_part", lambda self, batches: drawn.extend(part(self, batches)) or drawn)
     trainer.train()
     assert len(drawn) == 2
     plain = make_model(torch.float64, **PLAIN)

@@ -4,10 +4,9 @@ import json
 import warnings
 
 import pytest
-import torch
-from transformers import Seq2SeqTrainingArguments, T5Config, T5ForConditionalGeneration, TrainerCallback
+from transformers import TrainerCallback
 
-from hf_lookbehind import LookbehindConfig, LookbehindSeq2SeqTrainer, LookbehindTrainer
+from hf_lookbehind import LookbehindConfig, LookbehindTrainer
 from tests.models import max_difference, weights_of
 from tests.training import images, make_model, make_trainer, train
 
@@ -111,26 +110,6 @@ def test_model_init_and_a_second_train(tmp_path):
     first = weights_of(trainer.model)
     trainer.train()
     assert max_difference(trainer.model, first) == 0.0
-
-
-def test_seq2seq_trainer_generates(tmp_path):
-    torch.manual_seed(0)
-    sizes = dict(vocab_size=12, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, decoder_start_token_id=0)
-    data = [{"input_ids": torch.arange(1, 6), "labels": torch.arange(2, 6)} for _ in range(8)]
-    generated = []
-    trainer = LookbehindSeq2SeqTrainer(
-        model=T5ForConditionalGeneration(T5Config(**sizes)),
-        args=Seq2SeqTrainingArguments(
-            str(tmp_path), max_steps=2, per_device_train_batch_size=4, predict_with_generate=True, report_to=[],
-            use_cpu=True, disable_tqdm=True, save_strategy="no", dataloader_pin_memory=False,
-        ),
-        train_dataset=data,
-        eval_dataset=data,
-        compute_metrics=lambda p: generated.append(p.predictions) or {"n": len(p.predictions)},
-        lookbehind_config=LookbehindConfig(k=2),
-    )  # fmt: skip
-    trainer.train()
-    assert trainer.evaluate()["eval_n"] == 8 and generated[0].ndim == 2
 
 
 def test_no_warning_of_our_own_making(tmp_path):

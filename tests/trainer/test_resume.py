@@ -12,8 +12,7 @@ import torch
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from hf_lookbehind import InputError
-from hf_lookbehind.trainer.callbacks import restore_counts
-from hf_lookbehind.trainer.resume import last_complete_checkpoint
+from hf_lookbehind.trainer.resume import last_complete_checkpoint, restore_counts
 from tests.models import max_difference, weights_of
 from tests.training import images, make_model, make_trainer, train
 

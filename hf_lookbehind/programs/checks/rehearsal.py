@@ -10,13 +10,13 @@ from dataclasses import replace
 from typing import Any
 
 import datasets
-from accelerate.state import AcceleratorState
 from accelerate.utils.memory import clear_device_cache
 from torch.utils.data import Subset
 from transformers import PrinterCallback, TrainerCallback
 from transformers.integrations import get_reporting_integration_callbacks
 
 from ...config import InputError
+from ...trainer.private import batch_size_in_use, forget_accelerator_settings
 from ...trainer.weights import refuse_other_model
 from ..cli.arguments import FinetuningArguments
 from ..cli.blame import UnexplainedError, find_flags, said
@@ -87,7 +87,7 @@ def _check_reports(training: FinetuningArguments) -> None:
 def _try(task: Task, args: Arguments, checkpoint: str | None) -> None:
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the training itself will say them
-        AcceleratorState._reset_state()  # it keeps the precision, and how models are compiled
+        forget_accelerator_settings()
         _train_and_evaluate(task, args, checkpoint, folder)
 
 
@@ -107,7 +107,7 @@ def _train_and_evaluate(task: Task, args: Arguments, checkpoint: str | None, fol
     # now known to be allowed; workers that outlive their epoch would be waited for, five seconds each
     training.dataloader_persistent_workers = False
     has_end = training.max_steps >= steps_per_epoch and not training.dataloader_drop_last
-    batch = trainer._train_batch_size * training.world_size
+    batch = batch_size_in_use(trainer) * training.world_size
     trainer.train_dataset = few(trainer.train_dataset, batch, with_last=has_end)
     if checkpoint is not None:
         try:

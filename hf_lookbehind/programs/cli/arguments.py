@@ -18,6 +18,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from ...config import InputError
+from ...trainer.private import dict_fields
 from .paths import check_model_folder, exists, looks_like_path
 from .running import one_line
 
@@ -242,7 +243,7 @@ class FinetuningArguments(TrainingArguments):
             raise InputError(
                 f"--torch_compile_backend {self.torch_compile_backend!r} is not allowed: one of {', '.join(backends)}"
             )
-        for name in self._VALID_DICT_FIELDS:
+        for name in dict_fields(self):
             value = getattr(self, name)
             if isinstance(value, str) and value.startswith("{"):
                 try:

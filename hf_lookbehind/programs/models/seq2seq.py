@@ -1,17 +1,13 @@
-"""Encoder-decoder models: their training arguments, their loss, and how the texts that they generate are rated."""
+"""Encoder-decoder models: their training arguments, their batches, and how the texts that they generate are rated."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn.functional import cross_entropy
 from transformers import DataCollatorForSeq2Seq, EvalPrediction, Seq2SeqTrainingArguments
 
 from ...config import InputError
-from ...trainer import LookbehindSeq2SeqTrainer
 from .. import evaluation as metrics
 from ..cli.arguments import FinetuningArguments
 
@@ -53,45 +49,6 @@ class Seq2SeqFinetuningArguments(FinetuningArguments, Seq2SeqTrainingArguments):
             # else an evaluation would keep the logits of all tokens
             self.prediction_loss_only = True
         super().__post_init__()
-
-
-def mean_token_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-    """Cross-entropy per token of the targets: a Trainer's `compute_loss_func`.
-
-    T5, BART, Marian and their kin take `num_items_in_batch` and leave it unused: with their own loss, the
-    micro-batches of an accumulated step, which the Trainer then no longer averages, would add up to a multiple of the
-    gradient.
-
-    Args:
-        outputs: with `logits`, of shape (examples, tokens, vocabulary).
-        labels: ids of shape (examples, tokens); -100 does not count.
-        num_items_in_batch: tokens of all micro-batches of the step; default: of this one.
-    """
-    logits, labels = outputs.logits.flatten(0, 1), labels.flatten()
-    if num_items_in_batch is None:
-        return cross_entropy(logits, labels)
-    return cross_entropy(logits, labels, reduction="sum") / torch.as_tensor(num_items_in_batch, device=logits.device)
-
-
-class Seq2SeqTrainer(LookbehindSeq2SeqTrainer):
-    """`LookbehindSeq2SeqTrainer` whose steps do not depend on how they are accumulated, nor metrics on processes."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.compute_loss_func = self.label_smoother or mean_token_loss
-
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        # the library would count the examples twice with which several processes fill up their last batch
-        self.gather_function = self.accelerator.gather_for_metrics
-        # and would leave its defaults in the model's generation config, which is saved with it
-        generation: Any = self.model.generation_config  # pyright: ignore[reportOptionalMemberAccess]
-        before = dict(vars(generation))
-        if self.args.generation_max_length is not None:  # pyright: ignore[reportAttributeAccessIssue]
-            generation.max_new_tokens = None  # which would have precedence
-        try:
-            return super().evaluation_loop(*args, **kwargs)
-        finally:
-            vars(generation).update(before)
 
 
 def make_collator(model: Any, tokenizer: Any) -> Callable[[Any], Any]:
