@@ -1,5 +1,8 @@
 """Gradients that somebody changes between the backward and the optimizer's step: they would reach one descent of k."""
 
+# The Trainer annotates as optional what it sets before training.
+# pyright: reportOptionalMemberAccess=false, reportAttributeAccessIssue=false
+
 import operator
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -6,7 +6,6 @@
 import os
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -67,7 +66,7 @@ class HubMixin(MixinBase):
         revision: str | None = None,
         private: bool | None = None,
         **kwargs: Any,
-    ) -> CommitInfo | Future[CommitInfo] | None:
+    ) -> Any:
         """`Trainer.push_to_hub` by `hf_lookbehind.hub.push_folder`: all is on disk before the Hub is asked.
 
         Raises:

@@ -57,12 +57,12 @@ class LookbehindSeq2SeqTrainer(LookbehindMixin, Seq2SeqTrainer):
             vars(generation).update(before)
 
 
-def _divides_by_items(model: nn.Module) -> bool:
+def _divides_by_items(model: Any) -> bool:
     """Whether the model's own loss is a sum over `num_items_in_batch`, as `loss_function` of transformers makes it.
 
     To be told from the code alone: whoever wrongly says no loses nothing but the last bit.
     """
-    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # of PEFT's
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # of PEFT's
     forward = inspect.unwrap(type(inner).forward)
     return (
         "loss_function" in forward.__code__.co_names or "num_items_in_batch" in inspect.signature(forward).parameters

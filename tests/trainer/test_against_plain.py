@@ -14,22 +14,22 @@ from tests.training import PLAIN, images, make_model, make_trainer, train
 NO_PERTURBATION = [dict(k=1, rho=0, alpha=1), dict(k=0), dict(k=1, rho=0, alpha=1, ascent="asam")]
 
 
-@pytest.mark.parametrize("config", NO_PERTURBATION, ids=str)
-@pytest.mark.parametrize("accumulation", [1, 3])
-@pytest.mark.parametrize("max_grad_norm", [0.0, 0.1])
-def test_no_perturbation_is_the_plain_trainer(tmp_path, config, accumulation, max_grad_norm):
+@pytest.mark.parametrize(("accumulation", "max_grad_norm"), [(1, 0.0), (3, 0.1)])
+def test_no_perturbation_is_the_plain_trainer(tmp_path, accumulation, max_grad_norm):
     options = dict(gradient_accumulation_steps=accumulation, max_grad_norm=max_grad_norm)
     # losses are added up over several windows, and rounded alike
     settings = dict(weight_decay=0.1, logging_steps=4, **options)
-    plain, ours = train(tmp_path, **settings), train(tmp_path, config, **settings)
-    assert max_difference(ours.model, plain.model) == 0.0
-    assert max_difference(ours.model, make_model()) > 0.01
-    for mine, theirs in zip(ours.state.log_history[:-1], plain.state.log_history[:-1], strict=True):
-        assert mine.items() - {("sharpness", 0.0), ("alpha", 1.0)} >= {("step", theirs["step"])}
-        assert mine["loss"] == theirs["loss"]
-        for key in ("grad_norm", "learning_rate", "epoch"):
-            assert mine[key] == pytest.approx(theirs[key], rel=1e-6)
-    assert ours.state.log_history[-1]["train_loss"] == plain.state.log_history[-1]["train_loss"]
+    plain = train(tmp_path, **settings)
+    assert max_difference(plain.model, make_model()) > 0.01
+    for config in NO_PERTURBATION:
+        ours = train(tmp_path, config, **settings)
+        assert max_difference(ours.model, plain.model) == 0.0
+        for mine, theirs in zip(ours.state.log_history[:-1], plain.state.log_history[:-1], strict=True):
+            assert mine.items() - {("sharpness", 0.0), ("alpha", 1.0)} >= {("step", theirs["step"])}
+            assert mine["loss"] == theirs["loss"]
+            for key in ("grad_norm", "learning_rate", "epoch"):
+                assert mine[key] == pytest.approx(theirs[key], rel=1e-6)
+        assert ours.state.log_history[-1]["train_loss"] == plain.state.log_history[-1]["train_loss"]
 
 
 def smooth(outputs, labels, num_items_in_batch=None):
@@ -61,11 +61,11 @@ class LookbehindWeighted(LookbehindTrainer, Weighted):
 )
 def test_what_the_trainer_offers_stays(tmp_path, options, classes):
     plain_class, our_class = classes or (None, None)
-    options = options | dict(gradient_accumulation_steps=2)
+    options = options | dict(gradient_accumulation_steps=2, max_steps=5)
     plain = train(tmp_path, cls=plain_class, **options)
     ours = train(tmp_path, dict(k=1, rho=0, alpha=1), cls=our_class, **options)
     assert max_difference(ours.model, plain.model) == 0.0
-    moved = train(tmp_path, dict(k=2, rho=0.2), cls=our_class, **options)
+    moved = train(tmp_path, dict(k=2, rho=0.2), cls=our_class, **(options | dict(max_steps=1)))
     assert max_difference(moved.model, plain.model) > 0
 
 
@@ -74,7 +74,7 @@ class Unsized(IterableDataset):
         yield from images(28)
 
 
-@pytest.mark.parametrize("accumulation", [2, 3, 4])
+@pytest.mark.parametrize("accumulation", [2, 4])
 def test_unsized_dataset_whose_epoch_ends_within_a_window(tmp_path, accumulation):
     """7 micro-batches an epoch: what is left over joins the next window, as its gradients do in the plain Trainer."""
 
@@ -83,7 +83,7 @@ def test_unsized_dataset_whose_epoch_ends_within_a_window(tmp_path, accumulation
         return train(tmp_path, config, model=model, data=Unsized(), gradient_accumulation_steps=accumulation)
 
     plain = run(None)
-    for config in NO_PERTURBATION:
+    for config in NO_PERTURBATION[:2]:
         assert max_difference(run(config).model, plain.model) == 0.0
     assert run(dict(k=3)).state.global_step == plain.state.global_step == 8
 
@@ -110,8 +110,7 @@ def test_user_optimizer_and_scheduler(tmp_path):
 # ---- against the reference ----
 
 
-@pytest.mark.parametrize("accumulation", [1, 3])
-@pytest.mark.parametrize("max_grad_norm", [0.0, 0.2])
+@pytest.mark.parametrize(("accumulation", "max_grad_norm"), [(1, 0.0), (3, 0.2)])
 @pytest.mark.parametrize(
     "config",
     [
@@ -129,7 +128,7 @@ def test_lookbehind_equals_reference(tmp_path, config, max_grad_norm, accumulati
     data = images(12, torch.float64)
     ours = make_model(torch.float64, **PLAIN)
     train(
-        tmp_path, config, model=ours, data=data, per_device_train_batch_size=12 // accumulation, max_steps=10,
+        tmp_path, config, model=ours, data=data, per_device_train_batch_size=12 // accumulation, max_steps=5,
         gradient_accumulation_steps=accumulation, max_grad_norm=max_grad_norm, lr_scheduler_type="constant",
         learning_rate=1e-3, optim="adamw_torch",
     )  # fmt: skip
@@ -138,7 +137,7 @@ def test_lookbehind_equals_reference(tmp_path, config, max_grad_norm, accumulati
     reference = ReferenceLookbehind(expected, optimizer, LookbehindConfig(**config), clip=max_grad_norm or None)
     pixels = torch.stack([image["pixel_values"] for image in data])
     labels = torch.tensor([image["labels"] for image in data])
-    for _ in range(10):
+    for _ in range(5):
         reference.step(closure_of(expected, lambda: expected(pixel_values=pixels, labels=labels).loss))
     assert max_difference(ours, expected) <= 1e-12
 
@@ -165,13 +164,11 @@ def test_windows_of_unequal_token_counts_equal_one_big_batch(tmp_path, config):
         options = dict(per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation, max_steps=6)
         return train(tmp_path, config, model=model, data=data, learning_rate=1e-3, **options).model
 
-    whole = run(12, 1)
-    assert max_difference(run(2, 6), whole) < 1e-10
-    assert max_difference(run(5, 3), whole) < 1e-10
+    assert max_difference(run(5, 3), run(12, 1)) < 1e-10
 
 
 @pytest.mark.parametrize("accumulation", [1, 3])
-@pytest.mark.parametrize("k", [0, 1, 4])
+@pytest.mark.parametrize("k", [0, 4])
 def test_exactly_k_plus_one_forwards_per_micro_batch(tmp_path, k, accumulation):
     model, forwards, steps = make_model(), [], []
     model.register_forward_hook(lambda *_: forwards.append(1))

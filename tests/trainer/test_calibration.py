@@ -43,18 +43,22 @@ def test_a_checkpoint_without_a_calibration_starts_one(tmp_path):
     assert resumed._calibration.observations == 2
 
 
-def final(output_dir, batch, sync_ascent=True):
-    trainer = train(
-        output_dir, AUTO | dict(sync_ascent=sync_ascent), model=make_model(torch.float64, **PLAIN),
-        data=images(24, torch.float64), per_device_train_batch_size=batch, max_steps=12, learning_rate=1e-3,
-    )  # fmt: skip
-    return weights_of(trainer.model), trainer._calibration.rho
+def final(output_dir, batch):
+    """Weights and radius: of one gradient for all, and of one in each process."""
+
+    def of(sync_ascent):
+        trainer = train(
+            output_dir, AUTO | dict(sync_ascent=sync_ascent), model=make_model(torch.float64, **PLAIN),
+            data=images(24, torch.float64), per_device_train_batch_size=batch, max_steps=11, learning_rate=1e-3,
+        )  # fmt: skip
+        return weights_of(trainer.model), trainer._calibration.rho
+
+    return of(True), of(False)
 
 
 def test_two_processes_choose_as_one(tmp_path):
-    weights, rho = final(tmp_path / "one", 8)
-    first, second = run_group(final, tmp_path / "two", 4)
+    (weights, rho), _ = final(tmp_path / "one", 8)
+    (first, own_first), (second, own_second) = run_group(final, tmp_path / "two", 4)
     assert first[1] == second[1] == pytest.approx(rho, rel=1e-12)
     assert max_difference(first[0], second[0]) == 0.0 and max_difference(first[0], weights) <= 1e-10
-    first, second = run_group(final, tmp_path / "m", 4, False)
-    assert first[1] == second[1] != rho and max_difference(first[0], second[0]) == 0.0
+    assert own_first[1] == own_second[1] != rho and max_difference(own_first[0], own_second[0]) == 0.0

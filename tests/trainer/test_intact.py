@@ -36,8 +36,11 @@ def failing_trainer(tmp_path, where, at, error, **kwargs):
     return trainer
 
 
-@pytest.mark.parametrize("error", [RuntimeError("boom"), KeyboardInterrupt()], ids=["error", "interrupt"])
-@pytest.mark.parametrize(("where", "at"), PLACES)
+@pytest.mark.parametrize(
+    ("where", "at", "error"),
+    [(*place, KeyboardInterrupt() if i % 2 else RuntimeError("boom")) for i, place in enumerate(PLACES)],
+    ids=str,
+)
 def test_exception_anywhere_leaves_the_last_finished_step(tmp_path, where, at, error):
     class Stop(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):

@@ -22,17 +22,17 @@ class Watch(TrainerCallback):
             setattr(self, event, lambda *_, event=event, **__: self.seen.append((event, weights_of(model))))
 
 
-@pytest.mark.parametrize("config", [dict(k=1), dict(k=3), dict(k=3, alpha="adaptive", ascent="asam")], ids=str)
+@pytest.mark.parametrize("config", [dict(k=3), dict(k=3, alpha="adaptive", ascent="asam")], ids=str)
 def test_every_event_sees_slow_weights(tmp_path, config):
     model = make_model()
     watch = Watch(model)
     train(
         tmp_path, config, model=model, gradient_accumulation_steps=2, eval_strategy="steps", eval_steps=1,
-        save_strategy="steps", save_steps=1, max_steps=4, per_device_eval_batch_size=28,
+        save_strategy="steps", save_steps=1, max_steps=3, per_device_eval_batch_size=28,
         trainer_kwargs=dict(callbacks=[watch], eval_dataset=images()),
     )  # fmt: skip
     slow = [make_model(), *[weights for event, weights in watch.seen if event == "on_step_end"]]
-    assert len(slow) == 5
+    assert len(slow) == 4
     steps = 0
     for event, weights in watch.seen:
         # the step ends between on_pre_optimizer_step and on_optimizer_step

@@ -72,9 +72,27 @@ def killed_run(output_dir, moment, at):
     trainer_that_is_killed(output_dir, moment, at).train()
 
 
+class Steps(TrainerCallback):
+    """The weights after each step."""
+
+    def __init__(self):
+        self.weights = {}
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        self.weights[state.global_step] = weights_of(model)
+
+
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
-    return weights_of(train(tmp_path_factory.mktemp("uninterrupted"), CONFIG, **RUN).model)
+def steps(tmp_path_factory):
+    """The weights after each step of a run that nothing interrupts."""
+    watch = Steps()
+    train(tmp_path_factory.mktemp("uninterrupted"), CONFIG, trainer_kwargs=dict(callbacks=[watch]), **RUN)
+    return watch.weights
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(steps):
+    return steps[RUN["max_steps"]]
 
 
 @pytest.mark.parametrize(
@@ -264,7 +282,7 @@ def jit_trainer(output_dir, callbacks, **options):
 
 
 @pytest.mark.parametrize("event", ["on_substep_end", "on_pre_optimizer_step", "on_optimizer_step"])
-def test_just_in_time_checkpoint_holds_slow_weights_and_resumes_exactly(tmp_path, uninterrupted, event):
+def test_just_in_time_checkpoint_holds_slow_weights_and_resumes_exactly(tmp_path, steps, uninterrupted, event):
     before = signal.getsignal(signal.SIGTERM)
     try:
         trainer = jit_trainer(tmp_path, [Terminate(5, event)])
@@ -274,19 +292,10 @@ def test_just_in_time_checkpoint_holds_slow_weights_and_resumes_exactly(tmp_path
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-6"]
     assert trainer.was_preempted
     saved = type(make_model()).from_pretrained(tmp_path / "checkpoint-6")
-    stopped = train(tmp_path / "stopped", CONFIG, trainer_kwargs=dict(callbacks=[StopAt(6)]), **RUN).model
-    assert max_difference(saved, stopped) == 0.0
+    assert max_difference(saved, steps[6]) == 0.0
     resumed = make_trainer(tmp_path, CONFIG, **RUN)
     resumed.train(resume_from_checkpoint=True)
     assert max_difference(resumed.model, uninterrupted) == 0.0 and not resumed.was_preempted
-
-
-class StopAt(TrainerCallback):
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        control.should_training_stop = state.global_step == self.step
 
 
 class Slow(TrainerCallback):
@@ -319,21 +328,17 @@ def test_a_real_sigterm_saves_slow_weights(tmp_path):
 
 def test_best_model_is_loaded_whatever_its_weights_are_called(tmp_path):
     """ViT's files name weights otherwise than its modules do, and the Trainer would keep the weights that it has."""
-    seen = {}
-
-    class Watch(TrainerCallback):
-        def on_save(self, args, state, control, model, **kwargs):
-            seen[state.global_step] = weights_of(model)
-
+    watch = Steps()
     trainer = train(
         tmp_path, CONFIG, max_steps=4, save_strategy="steps", save_steps=1, eval_strategy="steps", eval_steps=1,
         load_best_model_at_end=True, metric_for_best_model="score", greater_is_better=True,
         trainer_kwargs=dict(
-            eval_dataset=images(), callbacks=[Watch()], compute_metrics=iter_scores([1.0, 5.0, 2.0, 3.0])
+            eval_dataset=images(), callbacks=[watch], compute_metrics=iter_scores([1.0, 5.0, 2.0, 3.0])
         ),
     )  # fmt: skip
     assert trainer.state.best_global_step == 2
-    assert max_difference(trainer.model, seen[2]) == 0.0 and max_difference(seen[2], seen[4]) > 0
+    assert max_difference(trainer.model, watch.weights[2]) == 0.0
+    assert max_difference(watch.weights[2], watch.weights[4]) > 0
 
 
 def iter_scores(scores):
