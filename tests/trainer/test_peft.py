@@ -143,7 +143,6 @@ def test_target_parameters_name_the_adapters_to_perturb_and_all_descend(tmp_path
     model = adapted().double()
     points, targets = points_of(model), {name for name in adapter_names(model) if "lora_B" in name}
     fit(tmp_path, SAM | dict(target_parameters=["lora_B"]), model)
-    assert moved(points[0], points.pop(1)) == set()  # pass 0 of the first iteration runs twice
     for before, after in ascent_steps(points):
         assert moved(before, after) == targets
         assert distance(before, after) == pytest.approx(SAM["rho"], rel=1e-12)
