@@ -80,8 +80,7 @@ def test_a_repository_is_created_once_as_private_as_asked_and_gets_its_owner(hub
 
 
 def test_earlier_weights_in_another_form_do_not_outlive_a_push(hub, folder, tmp_path):
-    push_folder(folder, "user/model")
-    hub.repos["user/model"].files["mine.txt"] = b"stays"
+    hub.repos["user/model"] = Repo(files=dict.fromkeys(("config.json", "model.safetensors", "mine.txt"), b"old"))
     make_model().save_pretrained(tmp_path / "sharded", max_shard_size="4kB")
     names = {path.name for path in (tmp_path / "sharded").iterdir()}
     assert "model.safetensors.index.json" in names and "model.safetensors" not in names
@@ -344,26 +343,30 @@ def test_what_is_left_out_is_named_with_the_reason_but_for_what_a_training_alway
     }  # fmt: skip
 
 
-def test_the_line_on_what_is_left_out_is_one(hub, folder, caplog):
+@pytest.fixture
+def no_upload(monkeypatch):
+    monkeypatch.setattr("hf_lookbehind.hub.push.Push", lambda *_: None)
+
+
+def test_the_line_on_what_is_left_out_is_one(no_upload, folder, caplog):
     fill(folder, ("notes.txt", "docs/guide.md"))
-    push_folder(folder, "user/model")
+    start_push(folder, "user/model")
     why = "no file of a model that is known"
     assert [record.getMessage() for record in caplog.records] == [
         f"not pushed of {folder}: 'docs/' ({why}); 'notes.txt' ({why})"
     ]
 
 
-def test_of_many_files_that_are_left_out_some_are_named(hub, folder, caplog):
+def test_of_many_files_that_are_left_out_some_are_named(no_upload, folder, caplog):
     fill(folder, [f"{i}\n{i}.txt" for i in range(30)])
-    push_folder(folder, "user/model")
+    start_push(folder, "user/model")
     (record,) = caplog.records
     assert record.getMessage().endswith("; and 10 more") and "\n" not in record.getMessage()
 
 
-def test_what_would_be_loaded_in_the_place_of_a_pushed_model_goes(hub, folder):
-    push_folder(folder, "user/model")
+def test_what_would_be_loaded_instead_of_a_pushed_model_goes(hub, folder):
     old = ("adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "bpe.codes", "mine.txt", "README.md")
-    hub.repos["user/model"].files |= dict.fromkeys(old, b"old")
+    hub.repos["user/model"] = Repo(files=dict.fromkeys(old, b"old"))
     push_folder(folder, "user/model")
     kept = {"config.json", "model.safetensors", "mine.txt", "README.md"}
     # a tokenizer stays where none is pushed

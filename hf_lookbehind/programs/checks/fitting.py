@@ -23,7 +23,7 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:2]) + (f", ... ({len(names)} in all)" if len(names) > 2 else "")
 
 
-def check_optimizer(trainer: Any, checkpoint: str) -> None:
+def check_saved_optimizer(trainer: Any, checkpoint: str) -> None:
     """Refuse the state of another optimizer, or another kind of schedule, than the Trainer makes.
 
     Raises:

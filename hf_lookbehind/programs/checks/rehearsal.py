@@ -23,7 +23,7 @@ from ..cli.blame import UnexplainedError, find_flags, said
 from ..cli.flags import Arguments
 from ..cli.running import is_main_process, one_line
 from ..task import Task
-from .fitting import check_optimizer, warn_of_other_processes
+from .fitting import check_saved_optimizer, warn_of_other_processes
 
 
 def rehearse(task: Task, args: Arguments, checkpoint: str | None = None) -> None:
@@ -114,7 +114,7 @@ def _train_and_evaluate(task: Task, args: Arguments, checkpoint: str | None, fol
             refuse_other_model(trainer.model, checkpoint)
         except InputError as error:
             raise InputError(f"--resume_from_checkpoint: {error}") from error
-        check_optimizer(trainer, checkpoint)
+        check_saved_optimizer(trainer, checkpoint)
     trainer.train(resume_from_checkpoint=checkpoint)
     for name in ("validation", "test"):
         if name in task.datasets:
