@@ -80,8 +80,6 @@ CSV_NAME, PLOT_NAME = "flatness.csv", "flatness.png"
 def make_parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
         description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="%(prog)s MODEL [MODEL ...] [--sigma ...] [--rho ...] [--hessian N] --dataset_name ... --flag value ...",
     )
     add = parser.add_argument

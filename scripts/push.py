@@ -31,8 +31,6 @@ from hf_lookbehind.programs.cli.running import NOT_PUSHED, STATUS_NAME, OneLineP
 def make_parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
         description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="%(prog)s OUTPUT_DIR USER/REPO [--flag value ...]",
     )
     add = parser.add_argument

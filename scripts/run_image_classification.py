@@ -33,7 +33,7 @@ import sys
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from datasets import Dataset
 from transformers import (
@@ -163,7 +163,7 @@ def new_config(args: Arguments, image_size: int) -> ViTConfig:
     )
     overridden = models.override(config, args.model.config_overrides)
     if "patch_size" not in overridden:
-        config.patch_size = max(1, config.image_size // 4)
+        config.patch_size = max(1, cast(int, config.image_size) // 4)
     for name in ("image_size", "patch_size"):
         if getattr(config, name) < 1:
             raise InputError(f"--config_overrides {name}={getattr(config, name)} is not allowed: 1 or more")
@@ -179,7 +179,7 @@ def load_processor(args: Arguments, config: PreTrainedConfig, image_size: int) -
                 return AutoImageProcessor.from_pretrained(name, **models.hub_options(args.model))
     size = getattr(config, "image_size", image_size)
     height, width = size if isinstance(size, list | tuple) else (size, size)
-    mean_and_std = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    mean_and_std: dict[str, Any] = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     return ViTImageProcessorPil(size={"height": height, "width": width}, do_convert_rgb=True, **mean_and_std)
 
 

@@ -36,7 +36,6 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from torch.utils.data import ConcatDataset
@@ -45,7 +44,14 @@ from transformers.utils import logging
 from hf_lookbehind import InputError
 from hf_lookbehind.hub.card.measured import json_values
 from hf_lookbehind.hub.card.render import save as save_card
-from hf_lookbehind.lifelong import NoReplay, SequenceResult, TaskSequence, make_replay, train_sequence
+from hf_lookbehind.lifelong import (
+    NoReplay,
+    SequenceResult,
+    TaskSequence,
+    average_accuracy,
+    make_replay,
+    train_sequence,
+)
 from hf_lookbehind.lifelong.card import TITLE, matrix_table, stream_section
 from hf_lookbehind.lifelong.replay_methods import METHODS
 from hf_lookbehind.lifelong.runner import (
@@ -315,12 +321,13 @@ class StreamProgram(Program):
 
 def metrics_of(found: SequenceResult, tasks: TaskSequence, part: str) -> dict[str, Any]:
     """Those of `all_results.json`; `part` begins the names of what the stream was rated by."""
-    metrics = {name if name.startswith("train") else f"{part}_{name}": v for name, v in found.metrics().items()}
+    metrics: dict[str, Any] = {}
+    metrics |= {name if name.startswith("train") else f"{part}_{name}": v for name, v in found.metrics().items()}
     if found.validation is not None:
         metrics["eval_average_accuracy"] = sum(found.validation) / len(found.validation)
-    for i, row in enumerate(found.matrix, 1):
+    for i in range(1, len(found.matrix) + 1):
         metrics[f"{part}_accuracy_task_{i}"] = found.matrix[-1][i - 1]
-        metrics[f"{part}_average_accuracy_after_{i}"] = fmean(row[:i])
+        metrics[f"{part}_average_accuracy_after_{i}"] = average_accuracy([row[:i] for row in found.matrix[:i]])
     rated = {"eval": [task.validation for task in tasks], part: [task.test for task in tasks]}
     return metrics | {f"{name}_samples": sum(map(len, data)) for name, data in rated.items() if None not in data}
 

@@ -30,7 +30,7 @@ if __name__ == "__main__":
 
 import sys
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 from datasets import Dataset
 from transformers import AutoModelForSeq2SeqLM, GenerationConfig, PreTrainedConfig, PreTrainedModel, T5Config
@@ -211,6 +211,7 @@ def language_id(tokenizer: Any, flag: str, token: str) -> int:
 
 def new_config(args: Arguments, tokenizer: Any) -> PreTrainedConfig:
     """A small T5: its positions are relative, so that no text is too long."""
+    special: dict[str, Any] = {"decoder_start_token_id": tokenizer.pad_token_id}  # the config's types lack it
     config = T5Config(
         vocab_size=len(tokenizer),
         d_model=128,
@@ -221,10 +222,15 @@ def new_config(args: Arguments, tokenizer: Any) -> PreTrainedConfig:
         feed_forward_proj="gated-gelu",
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
-        decoder_start_token_id=tokenizer.pad_token_id,
+        **special,
     )
     models.override(config, args.model.config_overrides)
     return config
+
+
+def of_generation(args: Arguments) -> Seq2SeqFinetuningArguments:
+    """The training flags as this program's parser makes them."""
+    return cast(Seq2SeqFinetuningArguments, args.training)
 
 
 def prepare_generation(model: Any, corpus: Corpus, length: int) -> None:
@@ -236,7 +242,7 @@ def prepare_generation(model: Any, corpus: Corpus, length: int) -> None:
         length: of the longest target in evaluations, in tokens.
     """
     own, args, tokenizer = model.generation_config, corpus.args, corpus.tokenizer
-    training = args.training
+    training = of_generation(args)
     if training.generation_config is not None:
         given = training.generation_config
         if not isinstance(given, GenerationConfig):
@@ -244,7 +250,8 @@ def prepare_generation(model: Any, corpus: Corpus, length: int) -> None:
                 given = LookbehindSeq2SeqTrainer.load_generation_config(given)
         special = {name: value for name, value in vars(own).items() if name.endswith("_token_id")}
         given.update(defaults_only=True, **special)
-        model.generation_config = training.generation_config = own = given
+        model.generation_config = own = given
+        training.generation_config = cast(Any, given)  # a Trainer takes either
     if own.max_length is None and own.max_new_tokens is None:
         own.max_length = length + 1  # with the token that starts a text, and not the library's 20
     own._from_model_config = False
@@ -260,7 +267,7 @@ def prepare_generation(model: Any, corpus: Corpus, length: int) -> None:
 
 def choose_generation(args: Arguments, length: int) -> None:
     """Evaluations generate texts of the given length, in tokens, unless the flags say otherwise."""
-    training, beams = args.training, args.data.num_beams
+    training, beams = of_generation(args), args.data.num_beams
     if beams is not None:
         if training.generation_num_beams not in (None, beams):
             raise InputError(f"--num_beams {beams} and --generation_num_beams {training.generation_num_beams} differ")
@@ -271,7 +278,7 @@ def choose_generation(args: Arguments, length: int) -> None:
 
 def prepare(args: Arguments) -> Task:
     """The data, and a way to the model. What is wrong with any of them is found here, before a file is written."""
-    training = args.training
+    training = of_generation(args)
     splits, columns = load_pairs(args)
     parts = data.choose_parts(args.data, splits, columns, seed=training.seed_of_data, test=training.do_predict)
     config = models.load_config(args.model)

@@ -29,7 +29,7 @@ if __name__ == "__main__":
 import sys
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from datasets import Dataset
@@ -187,7 +187,7 @@ def prepare(args: Arguments) -> Task:
     corpus = corpora.with_tokenizer(args, parts, columns, models.load_config(args.model), new_config)
     tokenizer, config = corpus.tokenizer, corpus.config
     classes, new_head = models.choose_classes(config, names, TASK, args.model, problem)
-    config.problem_type = problem
+    config.problem_type = cast(Any, problem)  # one of its three words
     encoded = {split: encode(problem, part, column, classes, separator) for split, part in parts.items()}
     if problem == ONE_LABEL:
         labels.check_classes(encoded["train"], classes, parts["train"])

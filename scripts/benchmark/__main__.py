@@ -46,7 +46,7 @@ from hf_lookbehind.scripts.benchmark.counts import (
 )
 from hf_lookbehind.scripts.benchmark.gpu import gpu_rows
 from hf_lookbehind.scripts.benchmark.methods import CORE, KS, PUBLISHED, TRAINER, Variant, variants
-from hf_lookbehind.scripts.benchmark.timing import Record, measure, timing_records
+from hf_lookbehind.scripts.benchmark.timing import Row, measure, timing_records
 
 QUICK_KS = (1, 5)
 REFERENCE = Path(__file__).parent / "reference.json"
@@ -73,7 +73,7 @@ LAYERS = (6, 12)
 HIDDEN_SIZES = (64, 128, 256)
 
 
-def timing_table(records: Sequence[Record]) -> str:
+def timing_table(records: Sequence[Row]) -> str:
     columns = {
         "method": "method",
         "label": "settings",
@@ -91,7 +91,7 @@ def timing_table(records: Sequence[Record]) -> str:
     return format_table(rows, columns)
 
 
-def _rounded(record: Record, names: Sequence[str]) -> Record:
+def _rounded(record: Row, names: Sequence[str]) -> Row:
     return record | {name: f"{record[name]:.3f}" for name in names if name in record}
 
 
@@ -112,13 +112,13 @@ class Benchmark:
     def __init__(self, models: Sequence[str], ks: Sequence[int], quick: bool, seconds: float, folder: str):
         self.models, self.ks, self.quick, self.seconds, self.folder = models, ks, quick, seconds, folder
 
-    def run(self, sections: Sequence[str]) -> dict[str, list[Record]]:
+    def run(self, sections: Sequence[str]) -> dict[str, list[Row]]:
         results = {}
         for section in tqdm(sections, desc="sections", leave=False, disable=None):
             results[section] = getattr(self, section)()
         return results
 
-    def timing(self) -> list[Record]:
+    def timing(self) -> list[Row]:
         """Time per iteration of every method on every model."""
         records = []
         for name in tqdm(self.models, desc="models", leave=False, disable=None):
@@ -129,7 +129,7 @@ class Benchmark:
             records += found
         return records
 
-    def growth(self) -> list[Record]:
+    def growth(self) -> list[Row]:
         """Time over the floor as the number of parameters grows."""
         row, records = Variant(CORE, {"k": 5}), []
         for hidden in HIDDEN_SIZES:
@@ -143,7 +143,7 @@ class Benchmark:
         )
         return records
 
-    def memory(self) -> list[Record]:
+    def memory(self) -> list[Row]:
         """Peak memory in copies of the parameters."""
         workload, records = Workload(lambda: bert(layers=2), self.folder), []
         for settings in COUNTED:
@@ -160,7 +160,7 @@ class Benchmark:
         )
         return records
 
-    def operations(self) -> list[Record]:
+    def operations(self) -> list[Row]:
         """Tensor operations outside forward, backward and optimizer, for two depths of one model."""
         workloads = {layers: Workload(lambda layers=layers: bert(hidden=32, layers=layers)) for layers in LAYERS}
         records = []
@@ -172,7 +172,7 @@ class Benchmark:
         _show("BERT, tensor operations outside forward, backward and optimizer, per iteration", format_table(rows))
         return records
 
-    def reductions(self) -> list[Record]:
+    def reductions(self) -> list[Row]:
         """All-reduces under DDP with two processes."""
         labels = [{"label": Variant(CORE, settings).label} for settings in REDUCED]
         records = [label | found for label, found in zip(labels, reductions(REDUCED), strict=True)]
@@ -180,7 +180,7 @@ class Benchmark:
         _show("All-reduces per iteration, DDP with 2 processes", format_table(records, columns))
         return records
 
-    def gpu(self) -> list[Record]:
+    def gpu(self) -> list[Row]:
         """Time, kernel launches and synchronisations on a GPU, where there is one."""
         if not torch.cuda.is_available():
             print("\nGPU: skipped, there is none\n", flush=True)
@@ -198,7 +198,7 @@ def _show(title: str, table: str) -> None:
 # ---- the plot ----
 
 
-def plot(results: Mapping[str, list[Record]], path: Path) -> None:
+def plot(results: Mapping[str, list[Row]], path: Path) -> None:
     """Time over the plain step and over the floor by k, and over the floor by number of parameters."""
     figure = Figure(figsize=(13, 4.2), layout="constrained")
     by_plain, by_floor, by_size = figure.subplots(1, 3)
@@ -237,7 +237,7 @@ def _lines(axes: Any, lines: Mapping[str, list[tuple[float, float]]]) -> None:
 Figures = Mapping[str, float]
 
 
-def figures(results: Mapping[str, list[Record]]) -> dict[str, dict[str, float]]:
+def figures(results: Mapping[str, list[Row]]) -> dict[str, dict[str, float]]:
     """What the guard looks at, by name: ratios and counts, of which less is better, with their spreads."""
     found: dict[str, dict[str, float]] = {}
 
@@ -296,9 +296,7 @@ def _words(values: Sequence[int]) -> str:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = OneLineParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = OneLineParser(description=__doc__)
     add = parser.add_argument
     add("--quick", action="store_true", help="Fewer rows, fewer rounds: under two minutes.")
     add("--models", nargs="+", choices=CASES, default=AVAILABLE, help="Default: all.")

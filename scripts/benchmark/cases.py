@@ -43,9 +43,19 @@ def _images(batch: int) -> Inputs:
     return {"pixel_values": torch.randn(batch, 3, 28, 28), "labels": torch.arange(batch) % 10}
 
 
+def _sizes(hidden: int, layers: int, intermediate: int) -> dict[str, Any]:
+    return {
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "intermediate_size": intermediate,
+    }
+
+
 def vit(hidden: int = 64, layers: int = 4, batch: int = 32) -> tuple[nn.Module, Inputs]:
-    sizes = dict(hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=4, intermediate_size=2 * hidden)
-    model = ViTForImageClassification(ViTConfig(image_size=28, patch_size=4, num_labels=10, **sizes))
+    sizes = _sizes(hidden, layers, 2 * hidden)
+    sizes |= {"image_size": 28, "patch_size": 4, "num_labels": 10}
+    model = ViTForImageClassification(ViTConfig(**sizes))
     return model, _images(batch)
 
 
@@ -54,13 +64,13 @@ def cnn(batch: int = 32) -> tuple[nn.Module, Inputs]:
 
 
 def bert(hidden: int = 128, layers: int = 6, batch: int = 16, tokens: int = 64) -> tuple[nn.Module, Inputs]:
-    sizes = dict(hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=4, intermediate_size=4 * hidden)
+    sizes = _sizes(hidden, layers, 4 * hidden)
     model = BertForSequenceClassification(BertConfig(vocab_size=2000, max_position_embeddings=64, **sizes))
     return model, {"input_ids": torch.randint(2000, (batch, tokens)), "labels": torch.arange(batch) % 2}
 
 
 def llama(hidden: int = 96, layers: int = 4, batch: int = 8, tokens: int = 32) -> tuple[nn.Module, Inputs]:
-    sizes = dict(hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=4, intermediate_size=256)
+    sizes = _sizes(hidden, layers, 256)
     model = LlamaForCausalLM(LlamaConfig(vocab_size=1000, max_position_embeddings=64, **sizes))
     ids = torch.randint(1000, (batch, tokens))
     return model, {"input_ids": ids, "labels": ids}

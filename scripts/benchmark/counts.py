@@ -122,9 +122,7 @@ def operations(workload: Workload, step: Step) -> int:
     step(closure, descend)  # makes the buffers
     with profile(activities=[ProfilerActivity.CPU]) as trace, record_function(ITERATION):
         step(closure, descend)
-    operations = [
-        event for event in trace.events() if event.name.startswith("aten::") and event.cpu_parent is not None
-    ]
+    operations = [e for e in trace.events() or () if e.name.startswith("aten::") and e.cpu_parent is not None]
     at_top = [event.name.removeprefix("aten::") for event in operations if event.cpu_parent.name == ITERATION]
     return sum(name not in QUESTIONS for name in at_top)
 
@@ -185,12 +183,12 @@ def _child(rank: int, folder: str, settings: list[dict[str, Any]]) -> None:
 def _reductions(settings: dict[str, Any]) -> dict[str, Any]:
     config = LookbehindConfig(**settings)
     workload = Workload(lambda: bert(hidden=32, layers=2, batch=2, tokens=8))
-    workload.model = DistributedDataParallel(workload.model)
-    workload.model.register_comm_hook(None, allreduce_hook)
-    lookbehind = Lookbehind(workload.model, workload.optimizer, config)
+    workload.model = model = DistributedDataParallel(workload.model)
+    model.register_comm_hook(None, allreduce_hook)
+    lookbehind = Lookbehind(model, workload.optimizer, config)
 
     def closure() -> Tensor:
-        with nullcontext() if config.sync_ascent else workload.model.no_sync():
+        with nullcontext() if config.sync_ascent else model.no_sync():
             return workload.closure()
 
     lookbehind.step(closure)  # DDP arranges its buckets in the first

@@ -39,7 +39,7 @@ def count_launches(workload: Workload, config: LookbehindConfig) -> dict[str, in
     step(closure, descend)  # makes the buffers
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as trace, record_function(ITERATION):
         step(closure, descend)
-    events = list(trace.events())
+    events = list(trace.events() or ())
     launches = [event for event in events if event.name.startswith(("cudaLaunchKernel", "cuLaunchKernel"))]
     waits = [event for event in events if "Synchronize" in event.name and is_outside(event)]
     on_device = [event for event in events if event.device_type == DeviceType.CUDA]

@@ -63,7 +63,7 @@ class PublishedProcedure:
 
     def _ascend(self) -> None:
         _, norm = self.perturbed.gradient_norms(for_ascent=True)
-        self.perturbed.ascend(self.settings.rho / (norm.item() + NORM_EPSILON))
+        self.perturbed.ascend(_radius(self.settings) / (norm.item() + NORM_EPSILON))
 
     def _enter_fast_weights(self, i: int) -> None:
         """phi_{i-1} into the model, phi'_i into their buffer, unless it is the last and not needed any more."""
@@ -84,6 +84,12 @@ class PublishedProcedure:
             interpolate_adaptively_(self.weights, self.slow, first, alpha == "adaptive")
         elif isinstance(alpha, float | int) and alpha != 1:
             interpolate_(self.weights, self.slow, alpha)
+
+
+def _radius(settings: LookbehindConfig) -> float:
+    """A number: no row has `rho="auto"`."""
+    assert isinstance(settings.rho, float | int)
+    return settings.rho
 
 
 def _swap(a: list[Tensor], b: list[Tensor]) -> None:
@@ -143,12 +149,12 @@ def published(workload: Workload, config: LookbehindConfig) -> Visit:
 def pytorch_optimizer_sam(workload: Workload, config: LookbehindConfig) -> Visit:
     from pytorch_optimizer import SAM  # an optional dependency
 
-    rho = config.resolved().rho
-    sam = SAM(workload.parameters, torch.optim.AdamW, rho=rho, lr=LEARNING_RATE, fused=True)
+    sam = SAM(workload.parameters, torch.optim.AdamW, rho=_radius(config.resolved()), lr=LEARNING_RATE, fused=True)
+    closure: Any = workload.closure  # which may give a tensor, whatever the package's types say
 
     def iterate() -> None:
         workload.closure()
-        sam.step(workload.closure)
+        sam.step(closure)
 
     return _timed(workload, iterate)
 
@@ -184,7 +190,8 @@ class _Clock(TrainerCallback):
 def _trainer(workload: Workload, config: LookbehindConfig | None, steps: int = 2) -> Visit:
     """A visit is one short training; its first step, which warms up, does not count."""
     batch = len(workload.inputs["labels"])
-    rows = [{name: tensor[i].cpu() for name, tensor in workload.inputs.items()} for i in range(batch)]
+    # a list is all that a data loader asks for
+    rows: Any = [{name: tensor[i].cpu() for name, tensor in workload.inputs.items()} for i in range(batch)]
     args = TrainingArguments(
         workload.folder,
         max_steps=1 + steps,
@@ -240,7 +247,7 @@ def plain_trainer(workload: Workload, config: LookbehindConfig) -> Visit:
 CORE, TRAINER, PLAIN_TRAINER = "Lookbehind", "LookbehindTrainer", "Trainer"
 SPARED = "Lookbehind, backward(inputs=lookbehind.targets)"
 PUBLISHED, PYTORCH_OPTIMIZER = "2k gradients, as published", "pytorch_optimizer.SAM"
-METHODS: dict[str, Callable[[Workload, LookbehindConfig], Visit]] = {
+VISITS: dict[str, Callable[[Workload, LookbehindConfig], Visit]] = {
     CORE: core,
     SPARED: spared_core,
     TRAINER: trainer,
@@ -284,7 +291,7 @@ class Variant:
         return f"{self.method}: {self.label}"
 
     def prepare(self, workload: Workload) -> Visit:
-        return METHODS[self.method](workload, self.config)
+        return VISITS[self.method](workload, self.config)
 
     @property
     def is_available(self) -> bool:

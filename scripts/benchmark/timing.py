@@ -12,7 +12,7 @@ from hf_lookbehind.scripts.benchmark.methods import CORE, PLAIN_TRAINER, PUBLISH
 
 PLAIN_STEPS = 2  # before each turn of each method
 
-Record = dict[str, Any]
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -84,13 +84,13 @@ def median_and_spread(values: Sequence[float]) -> tuple[float, float]:
     return median, (high - low) / median
 
 
-def timing_records(case: str, samples: Mapping[Variant, list[Sample]]) -> list[Record]:
+def timing_records(case: str, samples: Mapping[Variant, list[Sample]]) -> list[Row]:
     return [_timing_record(case, row, samples) for row in samples]
 
 
-def _timing_record(case: str, row: Variant, samples: Mapping[Variant, list[Sample]]) -> Record:
+def _timing_record(case: str, row: Variant, samples: Mapping[Variant, list[Sample]]) -> Row:
     mine = samples[row]
-    record: Record = {"case": case, "method": row.method, "label": row.label, "settings": row.settings}
+    record: Row = {"case": case, "method": row.method, "label": row.label, "settings": row.settings}
     record |= {"k": row.config.k, "rounds": len(mine), "seconds": statistics.median(s.seconds for s in mine)}
     ratios = {"plain": [s.seconds / s.plain for s in mine], "floor": [s.seconds / s.floor for s in mine]}
     ratios["parts"] = [s.seconds / s.inside for s in mine]

@@ -59,7 +59,7 @@ SIGMAS_IN_TABLE = (0.0, 0.3, 0.5)
 
 
 @dataclass(frozen=True)
-class Method:
+class DemoMethod:
     """One method of the comparison.
 
     Attributes:
@@ -79,15 +79,15 @@ class Method:
 
 LEARNING_RATES = [5e-4, 1e-3, 2e-3]
 LOOKBEHIND = {"k": 5, "alpha": 0.5}
-METHODS = (
-    Method("adamw", "AdamW", {"k": 0}, {"learning_rate": [5e-4, 1e-3, 2e-3, 4e-3, 8e-3]}),
-    Method("sam", "SAM", {"k": 1}, {"learning_rate": [1e-3, 2e-3, 4e-3], "rho": [0.025, 0.05, 0.1]}),
+DEMO_METHODS = (
+    DemoMethod("adamw", "AdamW", {"k": 0}, {"learning_rate": [5e-4, 1e-3, 2e-3, 4e-3, 8e-3]}),
+    DemoMethod("sam", "SAM", {"k": 1}, {"learning_rate": [1e-3, 2e-3, 4e-3], "rho": [0.025, 0.05, 0.1]}),
     # 2 gradients in a step, 3 times: Lookbehind's 6
-    Method("sam-x3", "SAM, 3x epochs", {"k": 1}, {"learning_rate": LEARNING_RATES, "rho": [0.1, 0.2, 0.4]}, 3),
-    Method(
+    DemoMethod("sam-x3", "SAM, 3x epochs", {"k": 1}, {"learning_rate": LEARNING_RATES, "rho": [0.1, 0.2, 0.4]}, 3),
+    DemoMethod(
         "lookbehind-sam", "Lookbehind-SAM", LOOKBEHIND, {"learning_rate": LEARNING_RATES, "rho": [0.0125, 0.025, 0.05]}
     ),
-    Method(
+    DemoMethod(
         "lookbehind-asam",
         "Lookbehind-ASAM",
         LOOKBEHIND | {"ascent": "asam"},
@@ -124,7 +124,7 @@ class Demo:
         )
 
     def fine_tune(
-        self, method: Method, settings: dict[str, float], seed: int, output: Path, **flags: Any
+        self, method: DemoMethod, settings: dict[str, float], seed: int, output: Path, **flags: Any
     ) -> dict[str, Any]:
         """Train one model into `output`; returns `all_results.json`. The seed also draws the wrong labels."""
         return self._train(
@@ -184,7 +184,7 @@ def _argv(**flags: Any) -> list[str]:
 
 def compare(demo: Demo, recipe: dict[str, dict[str, float]], seeds: Sequence[int], draws: int) -> list[dict[str, Any]]:
     """Train every method under every seed; returns a record per run. The first seed's models stay in the folder."""
-    total = 1 + len(seeds) * len(METHODS)
+    total = 1 + len(seeds) * len(DEMO_METHODS)
     with _step(f"[1/{total}] pre-training on clean digits") as found:
         found["validation accuracy"] = demo.pretrain()["eval_accuracy"]
     pixels, labels = demo.test_images()
@@ -195,7 +195,7 @@ def compare(demo: Demo, recipe: dict[str, dict[str, float]], seeds: Sequence[int
 
     runs: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(dir=demo.folder) as other_seeds:
-        for seed, method in itertools.product(seeds, METHODS):
+        for seed, method in itertools.product(seeds, DEMO_METHODS):
             output = Path(demo.folder if seed == seeds[0] else other_seeds) / method.name
             with _step(f"[{len(runs) + 2}/{total}] {method.label}, seed {seed}") as found:
                 results = demo.fine_tune(method, recipe[method.name], seed, output, test_split=TEST_SPLIT)
@@ -225,9 +225,9 @@ def choose_settings(demo: Demo, seeds: Sequence[int]) -> dict[str, dict[str, flo
         found["validation accuracy"] = demo.pretrain()["eval_accuracy"]
     recipe, tables = {}, {}
     with tempfile.TemporaryDirectory(dir=demo.folder) as folder:
-        for method in METHODS:
+        for method in DEMO_METHODS:
 
-            def score(settings: dict[str, float], seed: int, method: Method = method) -> float:
+            def score(settings: dict[str, float], seed: int, method: DemoMethod = method) -> float:
                 return demo.fine_tune(method, settings, seed, Path(folder) / "model")["eval_accuracy"]
 
             points = math.prod(map(len, method.grid.values()))
@@ -269,7 +269,7 @@ def _at_sigma(runs: Sequence[dict[str, Any]], method: str, sigma: float) -> list
 def results_table(runs: Sequence[dict[str, Any]]) -> str:
     """Means over the seeds, with their standard deviations."""
     rows = []
-    for method in METHODS:
+    for method in DEMO_METHODS:
         mine = [run for run in runs if run["method"] == method.name]
         row: dict[str, Any] = {"method": method.label}
         row |= {heading(s): format_plus_minus(*mean_sd(_at_sigma(runs, method.name, s))) for s in SIGMAS_IN_TABLE}
@@ -282,8 +282,8 @@ def results_table(runs: Sequence[dict[str, Any]]) -> str:
 def differences(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Lookbehind's test accuracy minus each baseline's, paired by seed, in points: mean and standard error."""
     found = []
-    for method in METHODS:
-        for baseline in (m for m in METHODS if m.name in BASELINES and method.name not in BASELINES):
+    for method in DEMO_METHODS:
+        for baseline in (m for m in DEMO_METHODS if m.name in BASELINES and method.name not in BASELINES):
             for sigma in SIGMAS_IN_TABLE:
                 pairs = _at_sigma(runs, method.name, sigma), _at_sigma(runs, baseline.name, sigma)
                 mean, error = paired_difference(*pairs)
@@ -333,7 +333,7 @@ def _where(sigma: float) -> str:
 
 def plot(runs: Sequence[dict[str, Any]], path: Path) -> None:
     curves = {}
-    for method in METHODS:
+    for method in DEMO_METHODS:
         points = [mean_sd(_at_sigma(runs, method.name, sigma)) for sigma in SIGMAS]
         curves[method.label] = (SIGMAS, [mean for mean, _ in points], [sd for _, sd in points])
     plot_accuracy_against_noise(curves, path, title="ViT fine-tuned on 256 rotated digits, 30% of the labels wrong")
@@ -345,7 +345,7 @@ def read_recipe(path: Path) -> dict[str, dict[str, float]]:
         recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"--recipe {str(path)!r} cannot be read: {one_line(error)}") from error
-    for method in METHODS:
+    for method in DEMO_METHODS:
         settings = recipe.get(method.name) if isinstance(recipe, dict) else None
         for name in method.grid:
             value = settings.get(name) if isinstance(settings, dict) else None
@@ -364,15 +364,13 @@ def _write_json(path: Path, content: Any) -> None:
 
 def _empty(folder: Path) -> None:
     """Make the folder, and remove what an earlier run left there; raises `InputError` for the user's own."""
-    folders = ("pretrained", *(method.name for method in METHODS))
+    folders = ("pretrained", *(method.name for method in DEMO_METHODS))
     remove_earlier(folder, folders, files=("results.json", PLOT_NAME, "search.json"))
     folder.mkdir(parents=True, exist_ok=True)
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = OneLineParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = OneLineParser(description=__doc__)
     parser.add_argument("--choose_settings", action="store_true", help="Search learning rates and rhos instead.")
     parser.add_argument("--output_dir", help="Default: runs/demo, or runs/demo-settings for the search.")
     parser.add_argument("--recipe", type=Path, default=RECIPE, help=f"The chosen settings. Default: {RECIPE.name}.")
@@ -420,7 +418,7 @@ def run(args: argparse.Namespace) -> None:
     found = differences(runs)
     _write_json(folder / "results.json", {"runs": runs, "differences": found})
     plot(runs, folder / PLOT_NAME)
-    labels = {method.name: method.label for method in METHODS}
+    labels = {method.name: method.label for method in DEMO_METHODS}
     compare_in_cards(folder, runs, labels, SIGMAS_IN_TABLE, split=TEST_SPLIT, figure=PLOT_NAME)
     print(f"\nTest accuracy in %, mean +- sd over {len(seeds)} seeds; noise: multiplicative, on all weights\n")
     print(results_table(runs))

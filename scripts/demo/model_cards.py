@@ -5,7 +5,6 @@
 In a folder for each method: the card, the plain data that it is made of (card.json, flatness.json), and its figures.
 """
 
-import argparse
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -119,9 +118,7 @@ def shrink(picture: Path, target: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = OneLineParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = OneLineParser(description=__doc__)
     parser.add_argument("source", type=Path, help="Folder of a finished demo.")
     parser.add_argument("target", type=Path, help="Folder of the cards; one for each method is made there anew.")
 

@@ -43,9 +43,7 @@ from hf_lookbehind.scripts.studies.study import Study
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = OneLineParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = OneLineParser(description=__doc__)
     parser.add_argument("study", help="A YAML; NAME.yaml is looked up among those that come with the program.")
     parser.add_argument("--output_dir", help="Default: runs/studies/ and the name of the YAML.")
     parser.add_argument("--data", default="data", help="The folder that {data} in the YAML stands for. Default: data.")

@@ -14,8 +14,8 @@ from hf_lookbehind import InputError
 from hf_lookbehind.config import LookbehindWarning
 from hf_lookbehind.programs.cli.arguments import is_lower_better
 from hf_lookbehind.programs.tuning.grid import SearchResult, grid_search, widened
-from hf_lookbehind.scripts.studies.runs import Record, Records, Workers, check, train_and_measure
-from hf_lookbehind.scripts.studies.study import DATA, Grid, Method, Run, Study, length, passes_per_step
+from hf_lookbehind.scripts.studies.runs import Records, Workers, check, train_and_measure
+from hf_lookbehind.scripts.studies.study import DATA, Choices, Method, Run, Study, Trial, length, passes_per_step
 
 
 class Comparison:
@@ -90,7 +90,7 @@ class Comparison:
         """What the one tuner says, or None where runs that it needs are missing."""
         return self._tune(task, budget, method)[1]
 
-    def _tune(self, task: str, budget: str, method: Method) -> tuple[Grid, SearchResult | None]:
+    def _tune(self, task: str, budget: str, method: Method) -> tuple[Choices, SearchResult | None]:
         """The grid that is asked for, widened by what is known of it, and the result once all of it is known."""
         grid = given = method.points(task, budget)
         while not self._missing(self.study.tuning_runs(task, budget, method, grid)):
@@ -106,7 +106,7 @@ class Comparison:
             grid = widened(grid, result.best, names)
         return grid, None
 
-    def _search(self, task: str, budget: str, method: Method, grid: Grid) -> SearchResult:
+    def _search(self, task: str, budget: str, method: Method, grid: Choices) -> SearchResult:
         study, found = self.study, self.records.by_key
 
         def score(settings: dict[str, Any], seed: int) -> float:
@@ -181,7 +181,7 @@ def _prepare(run: Run, folders: dict[str, Path], working: Path, output: Path) ->
         (Path(folder) / "model").rename(output)
 
 
-def _train(run: Run, folders: dict[str, Path], working: Path) -> Record:
+def _train(run: Run, folders: dict[str, Path], working: Path) -> Trial:
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(dir=working) as folder:
         record = train_and_measure(run, folders, Path(folder) / "model")

@@ -83,7 +83,7 @@ MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9d
 def r_object(data: bytes) -> Any:
     """What R's `serialize` has written: vectors as numpy arrays, lists as dictionaries, tables as pandas frames."""
     try:
-        import rdata
+        import rdata  # pyright: ignore[reportMissingImports]  # an extra that `make venv` leaves out
     except ImportError as error:
         raise InputError("the Python package rdata is needed: pip install 'hf-lookbehind[data]'") from error
     with warnings.catch_warnings(action="ignore"):  # a tibble is read as the data frame that it is
@@ -173,8 +173,9 @@ def sentiment(root: Path, folder: Path) -> None:
     resources = inside(root, "vaderSentiment-0.5/additional_resources/hutto_ICWSM_2014.tar.gz")
     with tarfile.open(resources) as archive:
         for domain, (prefix, count) in SENTENCES.items():
-            with archive.extractfile(f"hutto_ICWSM_2014/{prefix}_GroundTruth.txt") as file:
-                rows = [line.split("\t") for line in file.read().decode().splitlines()]
+            file = archive.extractfile(f"hutto_ICWSM_2014/{prefix}_GroundTruth.txt")
+            text = file.read().decode() if file else ""  # without one: a folder
+            rows = [line.split("\t") for line in text.splitlines()]
             check(f"sentences of {domain}", len(rows), count)
             parts: dict[str, dict[str, str]] = {"train": {}, "test": {}}
             for name, rating, text in rows:
@@ -341,9 +342,7 @@ def results_table(records: Mapping[str, dict[str, Any]], output_dir: Path) -> st
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = OneLineParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = OneLineParser(description=__doc__)
     parser.add_argument("--names", nargs="+", choices=SOURCES, default=list(SOURCES), help="Default: all.")
     parser.add_argument("--output_dir", default="data", help="Default: data.")
     parser.add_argument("--packages", metavar="FOLDER", help="Holds the packages' files: nothing is downloaded.")

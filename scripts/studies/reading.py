@@ -11,7 +11,7 @@ import yaml
 from hf_lookbehind import InputError
 from hf_lookbehind.programs.cli.running import one_line
 from hf_lookbehind.programs.registry import PROGRAMS
-from hf_lookbehind.scripts.studies.study import BUDGETS, DATA, Flags, Grid, Method, Study, references
+from hf_lookbehind.scripts.studies.study import BUDGETS, DATA, Choices, Flags, Method, Study, references
 
 RECIPES = Path(__file__).parent / "recipes"
 TRAINING = [name for name, entry in PROGRAMS.items() if entry.trains]
@@ -159,7 +159,7 @@ def _study(name: str, top: _Section) -> Study:
 
 
 def _method(section: _Section) -> Method:
-    def grid(of: _Section) -> Grid:
+    def grid(of: _Section) -> Choices:
         return {name: of.take(name, _is_list_of(lambda v: True), "a list of different values") for name in of.all()}
 
     method = Method(

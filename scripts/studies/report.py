@@ -20,9 +20,8 @@ from hf_lookbehind.report import (
     plot_grids,
     share_kept,
 )
-from hf_lookbehind.scripts.studies.study import Method, Study
+from hf_lookbehind.scripts.studies.study import Method, Study, Trial
 
-Record = dict[str, Any]
 Chosen = Mapping[tuple[str, str, str], SearchResult | None]  # by task, budget, method
 
 CURVES = 7  # in one figure
@@ -40,7 +39,7 @@ class Column:
     """
 
     heading: str
-    value: Callable[[Record], float | None]
+    value: Callable[[Trial], float | None]
     lower_is_better: bool
     digits: int
 
@@ -54,7 +53,7 @@ class Report:
         records: the finished runs, by key.
     """
 
-    def __init__(self, study: Study, chosen: Chosen, records: Mapping[str, Record]) -> None:
+    def __init__(self, study: Study, chosen: Chosen, records: Mapping[str, Trial]) -> None:
         self.study, self.chosen = study, chosen
         self.runs = {
             (task, budget, method.name): self._runs(records, task, budget, method)
@@ -67,7 +66,7 @@ class Report:
         self.columns += self.noise_columns.values()
         self.columns += [self._sharpness_column(i, rho) for i, rho in enumerate(sharp.get("rhos", ()))]
 
-    def _runs(self, records: Mapping[str, Record], task: str, budget: str, method: Method) -> dict[int, Record]:
+    def _runs(self, records: Mapping[str, Trial], task: str, budget: str, method: Method) -> dict[int, Trial]:
         """By seed."""
         result = self.chosen[task, budget, method.name]
         if result is None:
@@ -87,11 +86,11 @@ class Report:
         lower_is_better = is_lower_better(self.study.measures["weight_noise"]["metric"])
         return Column(f"noise {sigma:g}", lambda r: self._noise(r, i), lower_is_better, self.digits)
 
-    def _noise(self, record: Record, i: int) -> float | None:
+    def _noise(self, record: Trial, i: int) -> float | None:
         return self._scaled(record["weight_noise"][i]["mean"]) if "weight_noise" in record else None
 
     def _sharpness_column(self, i: int, rho: float) -> Column:
-        def rise(record: Record) -> float | None:
+        def rise(record: Trial) -> float | None:
             return record["sharpness"][i]["rise"] if "sharpness" in record else None
 
         return Column(f"sharpness {rho:g}", rise, True, 3)
@@ -154,7 +153,7 @@ class Report:
         return "\n".join(said)
 
     def results_table(self, task: str, budget: str) -> str:
-        rows = []
+        rows: list[dict[str, Any]] = []
         for method in self.study.methods.values():
             cell = task, budget, method.name
             runs, result = list(self.runs[cell].values()), self.chosen[cell]
@@ -220,7 +219,8 @@ class Report:
         seeds = sorted(set.intersection(*map(set, values)))
         if len(seeds) < 2:
             return ""
-        found = share_kept(*([sign * of_method[seed] for seed in seeds] for of_method in values))
+        kept, over, of = ([sign * of_method[seed] for seed in seeds] for of_method in values)
+        found = share_kept(kept, over, of)
         return "gain unclear" if found is None else "{:.2f} [{:.2f}, {:.2f}]".format(*found)
 
     def _headings(self) -> dict[str, str]:
@@ -268,7 +268,9 @@ class Report:
         rows = []
         sign = -1 if is_lower_better(self.study.select) else 1
         for (task, budget, method), result in self.chosen.items():
-            for point in result.table if result is not None else ():
+            if result is None:
+                continue
+            for point in result.table:
                 scores = [sign * self.study.scale * score for score in point["scores"]]
                 row = {"task": task, "budget": budget, "method": self.study.methods[method].label}
                 row |= {"settings": _settings(point["settings"]), self.study.select: _spread(scores, self.digits)}
@@ -395,7 +397,7 @@ def _interval(found: dict[str, Any]) -> str:
     return f"{found['mean']:+.{digits}f} [{found['low']:+.{digits}f}, {found['high']:+.{digits}f}]"
 
 
-def write_report(study: Study, chosen: Chosen, records: Mapping[str, Record], folder: Path) -> None:
+def write_report(study: Study, chosen: Chosen, records: Mapping[str, Trial], folder: Path) -> None:
     """Write REPORT.md, TUNING.md and the figures."""
     report = Report(study, chosen, records)
     (folder / "REPORT.md").write_text(report.text(report.draw(folder)), encoding="utf-8")

@@ -23,10 +23,8 @@ from hf_lookbehind import InputError
 from hf_lookbehind.measures import sharpness, weight_noise
 from hf_lookbehind.programs.cli.arguments import is_lower_better
 from hf_lookbehind.scripts.__main__ import module_name
-from hf_lookbehind.scripts.studies.study import Flags, Run, fill, references
+from hf_lookbehind.scripts.studies.study import Flags, Run, Trial, fill, references
 from hf_lookbehind.trainer.flatness import measured_batches, rated_by
-
-Record = dict[str, Any]
 
 # What a study may override. Nothing of a run is kept but its numbers.
 QUIET: Flags = {"save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True, "report_to": "none"}
@@ -48,7 +46,7 @@ class Records:
         self._path = path
         content = path.read_bytes() if path.is_file() else b""
         self._size = content.rfind(b"\n") + 1
-        self.by_key: dict[str, Record] = {}
+        self.by_key: dict[str, Trial] = {}
         for number, line in enumerate(content[: self._size].splitlines(), 1):
             try:
                 record = json.loads(line)
@@ -56,7 +54,7 @@ class Records:
             except (ValueError, KeyError, TypeError) as error:
                 raise InputError(f"{path}, line {number}: not a run of a study") from error
 
-    def add(self, record: Record) -> None:
+    def add(self, record: Trial) -> None:
         with self._path.open("ab") as file:
             file.truncate(self._size)
             self._size += file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
@@ -68,7 +66,7 @@ class Records:
 # ---- one run ----
 
 
-def train_and_measure(run: Run, folders: Mapping[str, Path], output: Path) -> Record:
+def train_and_measure(run: Run, folders: Mapping[str, Path], output: Path) -> Trial:
     """The record of a run, in this process; its model goes to `output`.
 
     A training that ends in numbers that are not finite is a result too: its metrics are None.
@@ -101,11 +99,11 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _record(run: Run, metrics: dict[str, Any], more: Record) -> Record:
+def _record(run: Run, metrics: dict[str, Any], more: Trial) -> Trial:
     return {"key": run.key, **run.labels, "metrics": metrics, **more}
 
 
-def _measure(run: Run, results: Any) -> Record:
+def _measure(run: Run, results: Any) -> Trial:
     """Noise and sharpness of the final model. The loss is the model's own: without label smoothing."""
     trainer, found = results.trainer, {}
     if "weight_noise" in run.measures:
@@ -227,11 +225,16 @@ def _receive(connection: Any, job: tuple[Any, ...]) -> Any:
     return result
 
 
+def _end_after(sentinel: int) -> None:
+    wait([sentinel])
+    os._exit(1)
+
+
 def _serve(connection: Connection) -> None:
     """A worker: does one job after another until the other end closes, or dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the other end is interrupted too, and ends this process
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
+    if (parent := multiprocessing.parent_process()) is not None:
+        threading.Thread(target=_end_after, args=(parent.sentinel,), daemon=True).start()
     torch.set_num_threads(1)
     transformers.utils.logging.disable_progress_bar()
     with contextlib.suppress(EOFError):

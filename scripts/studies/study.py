@@ -13,7 +13,8 @@ from typing import Any
 from hf_lookbehind import InputError, LookbehindConfig
 
 Flags = dict[str, Any]
-Grid = dict[str, list[Any]]
+Trial = dict[str, Any]  # the record of a run that is finished
+Choices = dict[str, list[Any]]  # a grid: the values of each setting
 
 BUDGETS = ("steps", "gradients")
 DATA = "data"  # {data} in a flag: the folder that --data names
@@ -65,13 +66,13 @@ class Method:
     name: str
     label: str
     flags: Flags
-    grid: Grid
-    grid_at: dict[str, Grid]  # by task or budget: values in the place of the grid's
+    grid: Choices
+    grid_at: dict[str, Choices]  # by task or budget: values in the place of the grid's
 
-    def points(self, task: str, budget: str) -> Grid:
+    def points(self, task: str, budget: str) -> Choices:
         return self.grid | self.grid_at.get(task, {}) | self.grid_at.get(budget, {})
 
-    def grids(self) -> list[Grid]:
+    def grids(self) -> list[Choices]:
         return [self.grid, *self.grid_at.values()]
 
 
@@ -126,7 +127,7 @@ class Study:
             made[name] = Run({"preparation": name}, self.program, flags, {}, self._references(flags, made))
         return made
 
-    def tuning_runs(self, task: str, budget: str, method: Method, grid: Grid | None = None) -> list[Run]:
+    def tuning_runs(self, task: str, budget: str, method: Method, grid: Choices | None = None) -> list[Run]:
         """Of all points of a grid. Default: the one in the YAML, not widened."""
         grid = grid or method.points(task, budget)
         points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]

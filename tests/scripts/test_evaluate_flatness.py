@@ -1,6 +1,8 @@
 """The program that measures trained models, from flags to a table."""
 
+import contextlib
 import csv
+import io
 import json
 import math
 import shutil
@@ -39,15 +41,23 @@ def models(tmp_path_factory):
     return root
 
 
-def test_the_results_are_those_of_the_measures(models, tmp_path, capsys):
-    out = tmp_path / "out"
-    folders = [str(models / name) for name in ("k0", "k2")]
-    assert main([*folders, *WHAT, *DATA, "--output_dir", str(out)]) == 0
-    table = capsys.readouterr().out
-    assert "| noise 0.4 " in table and "| rise at rho 0.05 " in table and str(models) not in table
+@pytest.fixture(scope="module")
+def measured(models, tmp_path_factory):
+    """Copies of them that were measured, their cards brought up to date: their folder, and what was printed."""
+    root, said = tmp_path_factory.mktemp("measured"), io.StringIO()
+    folders = [str(shutil.copytree(models / name, root / name)) for name in ("k0", "k2")]
+    with contextlib.redirect_stdout(said):
+        assert main([*folders, *WHAT, *DATA, "--update_cards", "--output_dir", str(root / "out")]) == 0
+    return root, said.getvalue()
+
+
+def test_the_results_are_those_of_the_measures(models, measured):
+    root, table = measured
+    out, folders = root / "out", [str(models / name) for name in ("k0", "k2")]
+    assert "| noise 0.4 " in table and "| rise at rho 0.05 " in table and str(root) not in table
 
     found = json.loads((out / "flatness.json").read_text())
-    assert str(models) not in json.dumps(found) and [record["model"] for record in found["models"]] == ["k0", "k2"]
+    assert str(root) not in json.dumps(found) and [record["model"] for record in found["models"]] == ["k0", "k2"]
     test = prepare(make_parser().parse([*DATA, "--model_name_or_path", folders[1], "--output_dir", "x"])).datasets[
         "test"
     ]
@@ -86,12 +96,10 @@ def test_the_file_is_json_where_a_number_is_beyond_all_and_what_reads_it_finds_i
     assert read_flatness(tmp_path)["models"] == [record | {"sd": pytest.approx(math.nan, nan_ok=True)}]
 
 
-def test_the_cards_of_the_models_say_what_was_measured_if_that_is_asked_for(models, tmp_path):
-    folders = [shutil.copytree(models / name, tmp_path / name) for name in ("k0", "k2")]
-    before = [(folder / "README.md").read_text() for folder in folders]
-    flags = [*map(str, folders), *WHAT, *DATA, "--output_dir", str(tmp_path / "out")]
-    assert main([*flags, "--update_cards"]) == 0
-    found = json.loads((tmp_path / "out" / "flatness.json").read_text())["models"]
+def test_the_cards_of_the_models_say_what_was_measured_if_that_is_asked_for(models, measured):
+    root, names = measured[0], ("k0", "k2")
+    folders, before = [root / name for name in names], [(models / name / "README.md").read_text() for name in names]
+    found = json.loads((root / "out" / "flatness.json").read_text())["models"]
     for folder, record, earlier in zip(folders, found, before, strict=True):
         assert json.loads((folder / "flatness.json").read_text())["models"] == [record]
         text = (folder / "README.md").read_text()
@@ -142,12 +150,10 @@ def test_what_was_measured_before_the_end_is_kept(models, tmp_path, monkeypatch,
     assert json.loads((out / "run_status.json").read_text())["exit_code"] == exit_code
 
 
-def test_two_processes_find_what_one_does(models, tmp_path):
-    what = [*WHAT[:-2], "--per_device_eval_batch_size", "4"]
-    flags = [str(models / "k2"), *what, *DATA]
-    assert main([*flags, "--output_dir", str(tmp_path / "one")]) == 0
-    assert run_group(main, [*flags, "--output_dir", str(tmp_path / "two")]) == [0, 0]
-    one, two = (json.loads((tmp_path / name / "flatness.json").read_text())["models"][0] for name in ("one", "two"))
+def test_two_processes_find_what_one_does(models, measured, tmp_path):
+    flags = [str(models / "k2"), *WHAT[:-2], "--per_device_eval_batch_size", "4", *DATA]
+    assert run_group(main, [*flags, "--output_dir", str(tmp_path)]) == [0, 0]
+    one, two = (json.loads((at / "flatness.json").read_text())["models"][-1] for at in (measured[0] / "out", tmp_path))
     assert two["value"] == one["value"]
     assert [n["values"] for n in two["weight_noise"]] == [n["values"] for n in one["weight_noise"]]
     assert two["sharpness"][0]["rise"] == pytest.approx(one["sharpness"][0]["rise"], rel=1e-4)

@@ -61,7 +61,13 @@ def one_line(message: Any) -> str:
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """What it cannot parse is an `InputError`: one line, as of all bad input."""
+    """A program's parser: what it cannot parse is an `InputError`, one line, as of all bad input.
+
+    Its help is a docstring as it stands, and no flag may be shortened.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
         raise InputError(message)

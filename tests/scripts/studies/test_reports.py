@@ -8,7 +8,7 @@ import pytest
 
 from hf_lookbehind.scripts.studies.__main__ import main
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 STUDIES = sorted(path.parent.name for path in (ROOT / "docs" / "studies").glob("*/runs.jsonl"))
 
 

@@ -15,11 +15,11 @@ from hf_lookbehind.hub.redact import redact
 from hf_lookbehind.scripts.demo import __main__ as demo
 from hf_lookbehind.scripts.demo import model_cards
 
-FOLDERS = sorted(path for path in (Path(__file__).parents[1] / "model_cards").iterdir() if path.is_dir())
+FOLDERS = sorted(path for path in (Path(__file__).parents[3] / "model_cards").iterdir() if path.is_dir())
 
 
 def test_there_is_one_for_each_method_of_the_demo():
-    assert {folder.name for folder in FOLDERS} == {method.name for method in demo.METHODS}
+    assert {folder.name for folder in FOLDERS} == {method.name for method in demo.DEMO_METHODS}
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)

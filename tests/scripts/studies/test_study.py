@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import runpy
 import shutil
 import signal
 import time
@@ -76,11 +77,14 @@ def write(folder: Path, content: dict, name: str = "tiny") -> Path:
 
 
 def run(study: Path, output: Path, *flags: str) -> tuple[int, str]:
-    """The exit code and what was printed."""
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        code = compare.main([str(study), "--output_dir", str(output), "--workers", "1", *flags])
-    return code, said.getvalue()
+    """The exit code and what was printed, by the path of the folder: its `__main__` is then no module of a package."""
+    said, path = io.StringIO(), Path(compare.__file__).parent
+    argv = ["studies", str(study), "--output_dir", str(output), "--workers", "1", *flags]
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        patch.setattr("sys.argv", argv)
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(path), run_name="__main__")
+    return end.value.code, said.getvalue()
 
 
 def records(output: Path) -> list[dict]:
@@ -88,14 +92,42 @@ def records(output: Path) -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> tuple[Path, Path, str]:
+def killed(tmp_path_factory) -> tuple[Path, Path, bytes]:
+    """A study that was killed after two runs or a few more: its YAML, its folder, what its file of runs held."""
     folder = tmp_path_factory.mktemp("study")
     study, output = write(folder, STUDY), folder / "out"
+    process = context.Process(target=_study_in_a_process, args=(study, output))
+    process.start()
+    file, deadline = output / "runs.jsonl", time.monotonic() + 120
+    while not (file.is_file() and file.read_bytes().count(b"\n") >= 2) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    return study, output, file.read_bytes()
+
+
+def _study_in_a_process(study: Path, output: Path) -> None:
+    compare_runs.context = context
+    run(study, output)
+
+
+@pytest.fixture(scope="module")
+def finished(killed) -> tuple[Path, Path, str]:
+    """The same, gone on with to its end."""
+    study, output, _ = killed
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compare_runs, "context", context)
         code, said = run(study, output)
     assert code == 0, said
     return study, output, said
+
+
+def test_a_study_that_is_killed_goes_on_without_losing_or_repeating_a_run(killed, finished):
+    before, (_, output, said) = killed[2], finished
+    done = before[: before.rfind(b"\n") + 1]
+    assert 2 <= done.count(b"\n") < TUNING_RUNS + REPORT_RUNS
+    assert (output / "runs.jsonl").read_bytes().startswith(done)
+    assert len(re.findall(r"^\[", said, re.MULTILINE)) == TUNING_RUNS + REPORT_RUNS - done.count(b"\n")
 
 
 def test_every_run_is_recorded_once_with_its_settings_measures_and_gradients(finished):
@@ -352,31 +384,6 @@ def test_a_half_written_line_is_cut_off_and_its_run_alone_is_repeated(finished, 
         first["metrics"],
         first["weight_noise"],
     )
-
-
-def _study_in_a_process(study: Path, output: Path) -> None:
-    compare_runs.context = context
-    run(study, output)
-
-
-def test_a_study_that_is_killed_goes_on_without_losing_or_repeating_a_run(tmp_path):
-    study, output = write(tmp_path, STUDY), tmp_path / "out"
-    process = context.Process(target=_study_in_a_process, args=(study, output))
-    process.start()
-    file, deadline = output / "runs.jsonl", time.monotonic() + 120
-    while not (file.is_file() and file.read_bytes().count(b"\n") >= 2) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
-    before = file.read_bytes()
-    done = before[: before.rfind(b"\n") + 1]
-    assert 2 <= done.count(b"\n") < TUNING_RUNS + REPORT_RUNS
-    code, said = run(study, output)
-    assert code == 0, said
-    assert file.read_bytes().startswith(done)
-    keys = [record["key"] for record in records(output)]
-    assert len(set(keys)) == len(keys) == TUNING_RUNS + REPORT_RUNS
-    assert len(re.findall(r"^\[", said, re.MULTILINE)) == len(keys) - done.count(b"\n")
 
 
 def test_an_edited_study_trains_what_is_new_and_keeps_the_rest_apart(finished, tmp_path):

@@ -1,12 +1,16 @@
 """The demo, with trainings of one step: everything is written, and a second run overwrites it."""
 
+import contextlib
+import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
@@ -14,25 +18,41 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from hf_lookbehind import InputError
 from hf_lookbehind.hub.card.render import load
+from hf_lookbehind.programs.cli.running import quiet_libraries
 from hf_lookbehind.scripts.demo import __main__ as demo
 
-METHODS = [method.name for method in demo.METHODS]
-
-
-def run_demo(*flags: object) -> subprocess.CompletedProcess:
-    """As a user would, by path: the demo silences libraries for its whole process."""
-    command = [sys.executable, demo.__file__, *map(str, flags)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=600)
+NAMES = [method.name for method in demo.DEMO_METHODS]
 
 
 @pytest.fixture(scope="module")
 def trial(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
+    """As a user would, by path: the demo silences libraries for its whole process."""
     folder = tmp_path_factory.mktemp("demo")
+    flags = ["--output_dir", folder, "--max_steps", 1, "--seeds", 0, "--draws", 1]
+    command = [sys.executable, Path(demo.__file__).parent, *flags]
+    return folder, subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=600)
+
+
+@pytest.fixture(scope="module")
+def two_seeds(trial, tmp_path_factory) -> tuple[Path, str]:
+    """A demo of two seeds after an earlier run, which trains nothing: each model is the trial's of its method."""
+    trained, folder, said = trial[0], tmp_path_factory.mktemp("two_seeds"), io.StringIO()
     (folder / "notes.txt").write_text("the user's own")
     (folder / "adamw").mkdir()
     (folder / "adamw" / "left-over.txt").write_text("of an earlier run")
     (folder / "adamw" / "run_status.json").write_text("{}")
-    return folder, run_demo("--output_dir", folder, "--max_steps", 1, "--seeds", 0, 1, "--draws", 1)
+
+    def copied(output: Path) -> dict:
+        shutil.copytree(trained / output.name, output)
+        return json.loads((output / "all_results.json").read_text())
+
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said), quiet_libraries():
+        patch.setattr(demo.Demo, "pretrain", lambda self: copied(self.pretrained))
+        patch.setattr(demo.Demo, "fine_tune", lambda self, method, settings, seed, output, **_: copied(output))
+        demo.run(demo.parse(["--output_dir", str(folder), "--seeds", "0", "1", "--draws", "1"]))
+    torch.set_num_threads(threads)
+    return folder, said.getvalue()
 
 
 def test_demo_ends_well_and_says_nothing_on_stderr(trial):
@@ -41,33 +61,34 @@ def test_demo_ends_well_and_says_nothing_on_stderr(trial):
     assert process.stderr == ""
 
 
-def test_demo_prints_a_line_per_run_and_a_row_per_method(trial):
-    _, process = trial
-    assert len([line for line in process.stdout.splitlines() if line.startswith("[")]) == 1 + 2 * len(METHODS)
-    for method in demo.METHODS:
-        assert f"| {method.label} " in process.stdout
+def test_demo_prints_a_line_per_run_and_a_row_per_method(trial, two_seeds):
+    for printed, seeds in ((trial[1].stdout, 1), (two_seeds[1], 2)):
+        assert len([line for line in printed.splitlines() if line.startswith("[")]) == 1 + seeds * len(NAMES)
+        for method in demo.DEMO_METHODS:
+            assert f"| {method.label} " in printed
+        assert ("What 2 seeds show" in printed) == (seeds == 2)
 
 
-def test_demo_folder_holds_this_run_only_and_keeps_the_users_files(trial):
-    folder, _ = trial
-    expected = {"pretrained", "results.json", "noise.png", "notes.txt", *METHODS}
-    assert {path.name for path in folder.iterdir()} == expected
-    assert not (folder / "adamw" / "left-over.txt").exists()
+def test_demo_folder_holds_the_first_seeds_models_alone_and_keeps_the_users_files(trial, two_seeds):
+    written = {"pretrained", "results.json", "noise.png", *NAMES}
+    for (folder, _), expected in ((trial, written), (two_seeds, written | {"notes.txt"})):
+        assert {path.name for path in folder.iterdir()} == expected
+    assert not (two_seeds[0] / "adamw" / "left-over.txt").exists()
 
 
-def test_results_hold_every_run_with_its_settings_and_passes(trial):
-    folder, _ = trial
-    runs = json.loads((folder / "results.json").read_text())["runs"]
-    assert [(run["method"], run["seed"]) for run in runs] == [(name, seed) for seed in (0, 1) for name in METHODS]
-    assert [run["gradient_passes"] for run in runs[: len(METHODS)]] == [1, 2, 2, 6, 6]
+def test_results_hold_every_run_with_its_settings_and_passes(trial, two_seeds):
     recipe = yaml.safe_load(demo.RECIPE.read_text())
-    for run in runs:
-        assert recipe[run["method"]].items() <= run.items()
-        assert [record["sigma"] for record in run["weight_noise"]] == list(demo.SIGMAS)
-        assert 0 <= run["test_accuracy"] <= 1
+    for (folder, _), seeds in ((trial, [0]), (two_seeds, [0, 1])):
+        runs = json.loads((folder / "results.json").read_text())["runs"]
+        assert [(run["method"], run["seed"]) for run in runs] == [(name, seed) for seed in seeds for name in NAMES]
+        assert [run["gradient_passes"] for run in runs[: len(NAMES)]] == [1, 2, 2, 6, 6]
+        for run in runs:
+            assert recipe[run["method"]].items() <= run.items()
+            assert [record["sigma"] for record in run["weight_noise"]] == list(demo.SIGMAS)
+            assert 0 <= run["test_accuracy"] <= 1
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", NAMES)
 def test_models_are_ready_to_load(trial, name):
     folder, _ = trial
     model = AutoModelForImageClassification.from_pretrained(folder / name)
@@ -76,11 +97,11 @@ def test_models_are_ready_to_load(trial, name):
     assert model(**pixels).logits.shape == (1, 10)
 
 
-def test_each_model_has_a_card_that_shows_it_beside_the_others(trial):
-    folder, process = trial
-    assert f"{folder / 'lookbehind-sam' / 'README.md'}\n" in process.stdout
+def test_each_model_has_a_card_that_shows_it_beside_the_others(two_seeds):
+    folder, printed = two_seeds
+    assert f"{folder / 'lookbehind-sam' / 'README.md'}\n" in printed
     runs = json.loads((folder / "results.json").read_text())["runs"]
-    for method in demo.METHODS:
+    for method in demo.DEMO_METHODS:
         mine = [run for run in runs if run["method"] == method.name]
         card = ModelCard.load(folder / method.name / "README.md")
         accuracies = [result.metric_value for result in card.data.eval_results if result.metric_type == "accuracy"]
@@ -89,7 +110,7 @@ def test_each_model_has_a_card_that_shows_it_beside_the_others(trial):
         own, *others = load(folder / method.name).comparison
         assert own.values["test accuracy"] == pytest.approx([run["test_accuracy"] for run in mine])
         assert [own.method, *(row.method for row in others)] == sorted(
-            (m.label for m in demo.METHODS), key=lambda label: label != method.label
+            (m.label for m in demo.DEMO_METHODS), key=lambda label: label != method.label
         )
         assert (own.steps, own.gradient_passes) == (1, method.flags["k"] + 1)
         assert "2 seeds" in card.text and str(folder) not in card.content
@@ -112,18 +133,18 @@ def test_tuning_seeds_are_never_reported():
 
 def test_recipe_lies_on_the_grids():
     recipe = demo.read_recipe(demo.RECIPE)
-    for method in demo.METHODS:
+    for method in demo.DEMO_METHODS:
         assert set(recipe[method.name]) == set(method.grid)
         assert all(recipe[method.name][name] in values for name, values in method.grid.items())
 
 
 def test_methods_named_as_having_one_budget_have_it():
-    passes = {method.name: method.epochs * (method.flags["k"] + 1) for method in demo.METHODS}
+    passes = {method.name: method.epochs * (method.flags["k"] + 1) for method in demo.DEMO_METHODS}
     assert passes["sam-x3"] == passes["lookbehind-sam"] == passes["lookbehind-asam"] == 6
 
 
 def test_settings_are_searched_written_and_read_again(tmp_path, monkeypatch):
-    found = {method.name: {name: values[1] for name, values in method.grid.items()} for method in demo.METHODS}
+    found = {method.name: {name: values[1] for name, values in method.grid.items()} for method in demo.DEMO_METHODS}
     asked = []
 
     def fine_tune(self, method, settings, seed, output, **flags):
