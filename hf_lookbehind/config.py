@@ -14,7 +14,7 @@ CONFIG_NAME = "lookbehind_config.json"
 CALIBRATION = "calibration"
 
 
-class Ascent(NamedTuple):
+class AscentRow(NamedTuple):
     """What is known of a rule of perturbation, as plain data; `optim/ascent.py` has its formula.
 
     Attributes:
@@ -33,7 +33,7 @@ class Ascent(NamedTuple):
 
 
 ASCENTS = {
-    "sam": Ascent(
+    "sam": AscentRow(
         "SAM",
         0.02,
         (0.005, 0.01, 0.02, 0.05, 0.1),
@@ -46,7 +46,7 @@ ASCENTS = {
 }""",
         has_eta=False,
     ),
-    "asam": Ascent(
+    "asam": AscentRow(
         "ASAM",
         0.5,
         (0.1, 0.25, 0.5, 1.0, 2.0),
@@ -58,7 +58,7 @@ ASCENTS = {
   url={https://arxiv.org/abs/2102.11600}
 }""",
     ),
-    "fisher": Ascent(
+    "fisher": AscentRow(
         "Fisher SAM",
         0.02,
         (0.005, 0.01, 0.02, 0.05, 0.1),

@@ -67,7 +67,7 @@ def reads_parameters_anew(optimizer: Optimizer) -> bool:
 
 
 class _StepPrevented(Exception):
-    """Raised in the place of an optimizer's step on a gradient that is not finite."""
+    """Raised instead of an optimizer's step on a gradient that is not finite."""
 
 
 @contextmanager

@@ -27,9 +27,9 @@ from .base_optimizer import check_optimizer, reads_parameters_anew, without_step
 from .buffers import Buffers
 from .calibration import RhoCalibration
 from .interpolation import interpolate_, interpolate_adaptively_
+from .parameters import Weights
 from .rounding import report_rounding
 from .stats import NO_STATS, LookbehindStats
-from .weights import Weights
 
 Closure = Callable[[], Any]
 

@@ -15,7 +15,7 @@ from hf_lookbehind import Lookbehind, LookbehindConfig, LookbehindTrainer
 from hf_lookbehind.config import ADAPTIVE_ALPHAS, ASCENTS
 from hf_lookbehind.optim.ascent import NORM_EPSILON
 from hf_lookbehind.optim.interpolation import interpolate_, interpolate_adaptively_
-from hf_lookbehind.optim.weights import Weights
+from hf_lookbehind.optim.parameters import Weights
 from hf_lookbehind.scripts.benchmark.cases import LEARNING_RATE, Workload
 from hf_lookbehind.tensors.names import parameter_names
 
