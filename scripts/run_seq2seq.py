@@ -43,10 +43,10 @@ from hf_lookbehind.programs.data import texts
 from hf_lookbehind.programs.data.corpus import Corpus
 from hf_lookbehind.programs.data.json_files import is_mixed
 from hf_lookbehind.programs.data.texts import TextDataArguments
+from hf_lookbehind.programs.models import encoder_decoder
 from hf_lookbehind.programs.models import loading as models
-from hf_lookbehind.programs.models import seq2seq
 from hf_lookbehind.programs.models.adapters import with_adapters
-from hf_lookbehind.programs.models.seq2seq import Seq2SeqFinetuningArguments
+from hf_lookbehind.programs.models.encoder_decoder import Seq2SeqFinetuningArguments
 from hf_lookbehind.programs.models.tokenization import TextModelArguments
 from hf_lookbehind.programs.program import Program
 from hf_lookbehind.programs.task import Task
@@ -299,13 +299,15 @@ def prepare(args: Arguments) -> Task:
         return with_adapters(model, args.model, "SEQ_2_SEQ_LM")
 
     default = ["rouge"] if args.data.source_lang is None else ["bleu"]
-    rated = seq2seq.of_generated(training.metric or default, tokenizer) if training.predict_with_generate else None
+    rated = (
+        encoder_decoder.of_generated(training.metric or default, tokenizer) if training.predict_with_generate else None
+    )
     return Task(
         datasets=corpus.tokenized(lambda split, part: tokenize(part, corpus, source_length, lengths[split])),
         load_model=load_model,
         processing_class=tokenizer,
-        make_collator=lambda model: seq2seq.make_collator(model, tokenizer),
-        metrics=rated or seq2seq.LOSS_ONLY,
+        make_collator=lambda model: encoder_decoder.make_collator(model, tokenizer),
+        metrics=rated or encoder_decoder.LOSS_ONLY,
         trainer_class=LookbehindSeq2SeqTrainer,
     )
 

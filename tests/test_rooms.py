@@ -29,7 +29,6 @@ SHARED = {
     "__main__": "a folder's",
     "card": "each room's own part of the model card",
     "push": "the program of the room's function",
-    "replay": "of one function in all passes, and of a memory: the literature's word for both",
 }
 
 

@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..config import InputError
 
@@ -34,17 +34,20 @@ def is_sharded(tensor: Tensor) -> bool:
 
 def shard_dimension(tensor: Tensor) -> int | None:
     """The dimension along which the first dimension of its mesh cuts it; None: each process holds all of it."""
-    placement = tensor.placements[0] if isinstance(tensor, DTensor) else None
-    return placement.dim if isinstance(placement, Shard) else None
+    return getattr(tensor.placements[0], "dim", None) if isinstance(tensor, DTensor) else None
+
+
+def laid_out_as(whole: Tensor, parameter: Tensor) -> Tensor:
+    """A tensor, whole in each process, cut as a parameter is."""
+    if not isinstance(parameter, DTensor):
+        return whole
+    mesh, placements = parameter.device_mesh, parameter.placements
+    return distribute_tensor(whole.to(parameter.device), mesh, placements, src_data_rank=None)
 
 
 def part_of(whole: Tensor, parameter: Tensor) -> Tensor:
-    """What this process holds of a tensor, whole in each, that is to be laid out as a parameter is."""
-    if not isinstance(parameter, DTensor):
-        return whole
-    mesh = parameter.device_mesh
-    replicated = DTensor.from_local(whole, mesh, [Replicate()] * mesh.ndim, run_check=False)
-    return local(replicated.redistribute(placements=parameter.placements))
+    """What this process holds of a tensor, whole in each, that is cut as a parameter is."""
+    return local(laid_out_as(whole, parameter))
 
 
 def is_main_process() -> bool:

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.modules.module import _IncompatibleKeys
 from torch.nn.parameter import is_lazy
 from transformers import PreTrainedModel
@@ -32,6 +31,7 @@ from transformers.trainer import OPTIMIZER_NAME
 from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_NAME
 
 from ..config import InputError
+from ..tensors.processes import is_sharded, laid_out_as
 from . import private
 
 Weights = dict[str, Tensor]
@@ -59,12 +59,13 @@ def load_weights(model: nn.Module, checkpoint: str | Path) -> _IncompatibleKeys 
     if _has_adapters(module):
         return _load_adapters(module, checkpoint)
     own = _own(module)
-    is_sharded = any(isinstance(tensor, DTensor) for tensor in own.values())
-    if not saved or (saved.keys() <= model.state_dict().keys() and not is_sharded):
+    if not saved or (saved.keys() <= model.state_dict().keys() and not any(map(is_sharded, own.values()))):
         return None
     found = under_own_names(module, saved)
     check_sizes(own, found, checkpoint)
-    module.load_state_dict({name: _placed(found[name], own[name]) for name in found.keys() & own.keys()}, strict=False)
+    module.load_state_dict(
+        {name: laid_out_as(found[name], own[name]) for name in found.keys() & own.keys()}, strict=False
+    )
     return _IncompatibleKeys(missing(module, own, found), sorted(found.keys() - own.keys()))
 
 
@@ -227,13 +228,6 @@ def _read(path: Path) -> Iterator[tuple[str, Tensor]]:
                 yield name, file.get_tensor(name)
     except SafetensorError as error:
         raise InputError(f"{str(path)!r} is damaged: {error}") from error
-
-
-def _placed(value: Tensor, own: Tensor) -> Tensor:
-    if not isinstance(own, DTensor):
-        return value
-    # every process has read all of it
-    return distribute_tensor(value.to(own.device), own.device_mesh, own.placements, src_data_rank=None)
 
 
 def _as_it_saves(model: PreTrainedModel, saved: Weights) -> Weights:

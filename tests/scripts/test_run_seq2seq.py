@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from hf_lookbehind.programs import evaluation as metrics
-from hf_lookbehind.programs.models import seq2seq, tokenization
+from hf_lookbehind.programs.models import encoder_decoder, tokenization
 from hf_lookbehind.scripts.run_seq2seq import main, make_parser, train
 from tests.caches import set_caches
 from tests.processes import run_group
@@ -368,7 +368,7 @@ def test_padding_of_either_kind_is_no_text(trained):
     rows = np.full((2, 30), -100)
     rows[0, : len(ids[0])], rows[1, : len(ids[1])] = ids[0], ids[1]
     rows[1, len(ids[1]) : 25] = tokenizer.pad_token_id
-    assert seq2seq.decode(tokenizer, rows) == ["Emma", "Anne and Jane"]
+    assert encoder_decoder.decode(tokenizer, rows) == ["Emma", "Anne and Jane"]
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
@@ -456,7 +456,7 @@ def test_a_model_that_shifts_labels_only_inside(tmp_path):
     tokenizer = tokenization.train_tokenizer(["a few words"], 300, frame=True)
     rows = [{**tokenizer(text), "labels": tokenizer(text)["input_ids"]} for text in ("a", "few words")]
     config.pad_token_id = tokenizer.pad_token_id
-    batch = seq2seq.make_collator(model, tokenizer)(rows)
+    batch = encoder_decoder.make_collator(model, tokenizer)(rows)
     own = model(**{name: tensor for name, tensor in batch.items() if name != "decoder_input_ids"})
     assert torch.equal(model(**batch).logits, own.logits)
 
