@@ -345,7 +345,7 @@ def test_evaluations_generate_as_long_as_targets_are(trained, tmp_path, given, t
     generation.suppress_tokens = [tokenizer.pad_token_id, tokenizer.eos_token_id]  # no text ends by itself
     generation.save_pretrained(tmp_path / "model")
     seen = []
-    monkeypatch.setattr(seq2seq, "decode", lambda _, ids: seen.append(ids) or ["x"] * len(ids))
+    monkeypatch.setattr(encoder_decoder, "decode", lambda _, ids: seen.append(ids) or ["x"] * len(ids))
     flags = [*table(tmp_path / "a.csv"), "--model_name_or_path", str(tmp_path / "model"), *QUICK, "--max_steps", "1"]
     flags += ["--predict_with_generate", "--metric", "exact_match", "--max_target_length", "2", *given]
     train([*flags, "--output_dir", str(tmp_path / "out")])
