@@ -40,7 +40,7 @@ def refuse_unpushable(trainer: Any, said: str) -> None:
 def refuse_other_form(trainer: Any, said: str) -> None:
     """Refuse an output folder that holds a whole model where adapters are trained, or adapters where a whole one is.
 
-    One of the two would be loaded in the place of the other.
+    One of the two would be loaded instead of the other.
 
     Raises:
         InputError

@@ -30,11 +30,13 @@ def test_the_card_says_what_the_trainer_was_told_and_what_the_method_did(tmp_pat
     base = tmp_path / "base"
     make_model().save_pretrained(base)
     model = ViTForImageClassification.from_pretrained(base)
-    trainer = train(tmp_path / "out", CONFIG, model=model, max_steps=2)
+    evaluated = dict(eval_strategy="steps", eval_steps=1, trainer_kwargs=dict(eval_dataset=images(8)))
+    trainer = train(tmp_path / "out", CONFIG, model=model, max_steps=2, **evaluated)
     trainer.create_model_card(tags="mine", model_name="A name", language="en", license="mit", dataset="Some data")
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert {"mine", "lookbehind", "generated_from_trainer"} <= set(card.data.tags)
     assert (card.data.license, card.data.language) == ("mit", "en") and card.data.base_model is None
+    assert card.text.count("| Validation Loss |") == 1 and f"{trainer.evaluate()['eval_loss']:.4f}" in card.text
     assert "# A name" in card.text and "## How it was trained" in card.text and "mordido2024lookbehind" in card.text
     assert "`base`, fine-tuned on `Some data`" in card.text and str(tmp_path) not in card.content
     assert "from scratch" not in card.text and "](https://huggingface.co/)" not in card.text

@@ -65,7 +65,7 @@ def test_sharpness_is_not_logged_where_the_loss_at_the_slow_weights_is_unknown(t
 )
 def test_resumed_is_uninterrupted(tmp_path, config):
     """Stopped in mid-phase; dropout on."""
-    options = dict(max_steps=8, gradient_accumulation_steps=2, save_strategy="steps", save_steps=5)
+    options = dict(max_steps=6, gradient_accumulation_steps=2, save_strategy="steps", save_steps=5)
     whole = train(tmp_path / "a", config, **options)
     train(tmp_path / "b", config, **options)
     resumed = make_trainer(tmp_path / "b", config, **options)

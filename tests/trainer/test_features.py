@@ -38,9 +38,7 @@ METRIC_SCHEDULES = {"reduce_lr_on_plateau": dict(patience=0, threshold=0.1), "gr
 def test_a_schedule_advances_once_per_iteration(tmp_path, name):
     options = dict(lr_scheduler_type=name, lr_scheduler_kwargs=SCHEDULES.get(name, {}), warmup_steps=2, max_steps=5)
     plain = train(tmp_path, **options)
-    ours = train(tmp_path, NO_PERTURBATION, **options)
-    assert max_difference(ours.model, plain.model) == 0.0
-    assert lrs(train(tmp_path, dict(k=5), **options)) == lrs(plain) and len(lrs(plain)) == 5
+    assert lrs(train(tmp_path, dict(k=2), **options)) == lrs(plain) and len(lrs(plain)) == 5
     assert len(set(lrs(plain))) > 1 or name == "constant"
 
 
