@@ -36,6 +36,7 @@ from datasets import Dataset
 from transformers import AutoModelForSeq2SeqLM, GenerationConfig, PreTrainedConfig, PreTrainedModel, T5Config
 
 from hf_lookbehind import InputError
+from hf_lookbehind.programs import evaluation as metrics
 from hf_lookbehind.programs.cli.flags import Arguments, FlagParser
 from hf_lookbehind.programs.data import corpus as corpora
 from hf_lookbehind.programs.data import sources as data
@@ -43,10 +44,9 @@ from hf_lookbehind.programs.data import texts
 from hf_lookbehind.programs.data.corpus import Corpus
 from hf_lookbehind.programs.data.json_files import is_mixed
 from hf_lookbehind.programs.data.texts import TextDataArguments
-from hf_lookbehind.programs.models import encoder_decoder
 from hf_lookbehind.programs.models import loading as models
 from hf_lookbehind.programs.models.adapters import with_adapters
-from hf_lookbehind.programs.models.encoder_decoder import Seq2SeqFinetuningArguments
+from hf_lookbehind.programs.models.encoder_decoder import Seq2SeqFinetuningArguments, make_collator
 from hf_lookbehind.programs.models.tokenization import TextModelArguments
 from hf_lookbehind.programs.program import Program
 from hf_lookbehind.programs.task import Task
@@ -299,15 +299,13 @@ def prepare(args: Arguments) -> Task:
         return with_adapters(model, args.model, "SEQ_2_SEQ_LM")
 
     default = ["rouge"] if args.data.source_lang is None else ["bleu"]
-    rated = (
-        encoder_decoder.of_generated(training.metric or default, tokenizer) if training.predict_with_generate else None
-    )
+    rated = metrics.of_generated(training.metric or default, tokenizer) if training.predict_with_generate else None
     return Task(
         datasets=corpus.tokenized(lambda split, part: tokenize(part, corpus, source_length, lengths[split])),
         load_model=load_model,
         processing_class=tokenizer,
-        make_collator=lambda model: encoder_decoder.make_collator(model, tokenizer),
-        metrics=rated or encoder_decoder.LOSS_ONLY,
+        make_collator=lambda model: make_collator(model, tokenizer),
+        metrics=rated or metrics.LOSS_ONLY,
         trainer_class=LookbehindSeq2SeqTrainer,
     )
 

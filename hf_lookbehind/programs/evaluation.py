@@ -319,3 +319,28 @@ def of_tokens(names: Sequence[str]) -> Metrics:
         return found
 
     return Metrics(compute, ["perplexity", *(classes.keys if classes is not None else ())], reduce)
+
+
+def of_generated(names: Sequence[str], tokenizer: Any) -> Metrics:
+    """Of generated tokens, as texts.
+
+    Args:
+        names: as in `of_texts`.
+        tokenizer: of the model.
+    """
+    score, keys = of_texts(names)
+
+    def compute(given: EvalPrediction) -> dict[str, float]:
+        return score(decode(tokenizer, given.predictions), decode(tokenizer, given.label_ids))
+
+    return Metrics(compute, keys)
+
+
+# Without generated texts there is nothing else to rate.
+LOSS_ONLY = Metrics(lambda _: {}, [])
+
+
+def decode(tokenizer: Any, ids: Any) -> list[str]:
+    """Texts of token ids, of shape (examples, tokens), filled up with padding or -100; without special tokens."""
+    ids = np.where(np.asarray(ids) == -100, tokenizer.pad_token_id, ids)
+    return [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]

@@ -1,14 +1,12 @@
-"""Encoder-decoder models: their training arguments, their batches, and how the texts that they generate are rated."""
+"""Encoder-decoder models: the arguments of their training, and their batches."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-from transformers import DataCollatorForSeq2Seq, EvalPrediction, Seq2SeqTrainingArguments
+from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainingArguments
 
 from ...config import InputError
-from .. import evaluation as metrics
 from ..cli.arguments import FinetuningArguments
 
 
@@ -65,28 +63,3 @@ def make_collator(model: Any, tokenizer: Any) -> Callable[[Any], Any]:
         return batch | {"decoder_input_ids": shift}
 
     return collate_and_shift
-
-
-def of_generated(names: Sequence[str], tokenizer: Any) -> metrics.Metrics:
-    """Of generated tokens, as texts.
-
-    Args:
-        names: as in `metrics.of_texts`.
-        tokenizer: of the model.
-    """
-    score, keys = metrics.of_texts(names)
-
-    def compute(given: EvalPrediction) -> dict[str, float]:
-        return score(decode(tokenizer, given.predictions), decode(tokenizer, given.label_ids))
-
-    return metrics.Metrics(compute, keys)
-
-
-# Without generated texts there is nothing else to rate.
-LOSS_ONLY = metrics.Metrics(lambda _: {}, [])
-
-
-def decode(tokenizer: Any, ids: Any) -> list[str]:
-    """Texts of token ids, of shape (examples, tokens), filled up with padding or -100; without special tokens."""
-    ids = np.where(np.asarray(ids) == -100, tokenizer.pad_token_id, ids)
-    return [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
