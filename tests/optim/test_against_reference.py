@@ -8,7 +8,7 @@ from hf_lookbehind.optim import Lookbehind
 from hf_lookbehind.optim.reference import ReferenceLookbehind
 from tests.models import MODELS, OPTIMIZERS, RHO, closure_of, groups, max_difference
 
-ITERATIONS = 12
+ITERATIONS = 8
 
 
 def run_both(make_model, make_optimizer, iterations=ITERATIONS, clip=None, **settings):
