@@ -18,9 +18,9 @@ class RhoCalibration:
 
         rho_t = (scale / sqrt(k)) exp(mean over s <= t of log(L_s / ||g_s||)),   t = 1..10, then frozen
 
-    L_s is the loss and g_s the gradient of pass 0 of iteration s (||T g|| for ASAM). k rho is capped at a tenth of the
-    norm of the perturbed weights. The rule does not depend on the scale of the loss; it is for fine-tuning: a network
-    that trains from scratch grows sharper after these iterations.
+    L_s is the loss and g_s the gradient of pass 0 of iteration s (measured as ||T g||, with the T of the rule of
+    ascent). k rho is capped at a tenth of the norm of the perturbed weights. The choice does not depend on the scale
+    of the loss; it is for fine-tuning: a network that trains from scratch grows sharper after these iterations.
 
     Attributes:
         scale: `rho_scale`.

@@ -403,7 +403,7 @@ class Lookbehind:
         if signature == self._signature:
             return
         unique = list({id(p): p for p in trainable}.values())
-        self._weights = Weights(unique, self._names, self._settings, self.gradient_scale)
+        self._weights = Weights(unique, self._names, self._settings, lambda: self.gradient_scale())
         ascent = self._settings.ascent
         if self._settings.k and RULES[ascent].only_weights and not self._weights.is_scaled:
             warnings.warn(

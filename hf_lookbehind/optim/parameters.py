@@ -9,7 +9,7 @@ from torch import Tensor
 from ..config import InputError, LookbehindConfig
 from ..tensors.foreach import tensor_norms
 from ..tensors.names import select_targets
-from ..tensors.processes import check_layout, is_sharded, locals_of, norms_over_shards
+from ..tensors.processes import check_layout, is_sharded, local, locals_of, norms_over_shards
 from .ascent import PLAIN, RULES, Ascent
 from .rounding import Step
 
@@ -108,8 +108,10 @@ class Weights:
         norms = []
         for ascent, parameters in self.ascents:
             parts = locals_of(parameters)
-            gradients = locals_of([p.new_zeros(()).expand_as(p) if p.grad is None else p.grad for p in parameters])
-            norms.append(ascent.lengths(parts, parts, gradients))
+            # no gradient is a gradient of zeros, which take no memory
+            found = [part.new_zeros(()).expand_as(part) for part in parts]
+            found = [z if p.grad is None else local(p.grad) for p, z in zip(parameters, found, strict=True)]
+            norms.append(ascent.lengths(parts, parts, found))
         joined = _joined(norms, self.all[0].device)
         return torch.linalg.vector_norm(norms_over_shards(joined, self.targets)).item()
 

@@ -11,7 +11,7 @@ class LookbehindStats:
     Attributes:
         loss: of pass 0, at the slow weights; of pass 1, at the first ascent point, where g_0 is from a part only.
         ascent_losses: at the k perturbed points, in order; fewer if the iteration was skipped.
-        grad_norms: the k denominators of the ascent steps: ||g||, or ||T g|| for ASAM.
+        grad_norms: the k denominators of the ascent steps: ||T g||, with the T of the rule of ascent.
         alpha: mean over the tensors that moved; nan if the iteration was skipped or has not ended.
         sharpness: `ascent_losses[-1] - loss`; 0 at k=0, nan if the iteration was skipped or g_0 is from a part only.
         skipped: a gradient was not finite and the iteration was abandoned.

@@ -48,6 +48,9 @@ PACKAGES = ("hf_lookbehind", "transformers", "torch", "datasets", "peft")
 # What the Trainer reports of an evaluation beside its metrics.
 _NO_METRICS = ("runtime", "samples_per_second", "steps_per_second", "samples", "model_preparation_time", "jit_compile")
 
+# What reads files, and is no dataset of the Hub.
+_READERS = ("csv", "json", "pandas", "parquet", "text")
+
 
 def card_data(trainer: Any) -> LookbehindCardData:
     """What a trainer knows of its model. Called by the main process alone; asks neither the others nor the Hub."""
@@ -136,7 +139,7 @@ def _told(
         is_on_hub = not os.path.exists(finetuned_from)
         name = finetuned_from if is_on_hub else Path(finetuned_from).name
         data = replace(data, base_model=finetuned_from if is_on_hub else None, base_name=name, base_revision=None)
-    ids, configs = _listed(dataset_tags), _listed(dataset_args)
+    ids, configs = _listed(dataset_tags or _builder(trainer)), _listed(dataset_args)
     _, evaluations, _ = parse_log_history(trainer.state.log_history)
     return replace(
         data,
@@ -145,11 +148,18 @@ def _told(
         license=license or license_of(data.base_name, ask=True, token=trainer.args.hub_token),
         tags=list(dict.fromkeys([*_listed(tags), "generated_from_trainer"])),
         pipeline_tag=next(iter(_listed(tasks)), data.pipeline_tag),
-        dataset=ids[0] if len(ids) == 1 else None,
+        dataset=ids[0] if len(ids) == 1 else ids or None,
         dataset_name=", ".join(_listed(dataset) or ids) or None,
         dataset_config=configs[0] if len(configs) == 1 else None,
         sections={"Evaluations": make_markdown_table(evaluations).strip()} if evaluations else {},
     )
+
+
+def _builder(trainer: Any) -> str | None:
+    """What made the dataset, as `datasets` calls it, unless files were read: the guess of the stock card at its id."""
+    data = trainer.train_dataset if trainer.eval_dataset is None else trainer.eval_dataset
+    name = getattr(data, "builder_name", None)
+    return None if name in _READERS else name
 
 
 def _listed(value: str | list[str] | None) -> list[str]:

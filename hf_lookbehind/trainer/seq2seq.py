@@ -6,6 +6,7 @@
 import inspect
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import Seq2SeqTrainer
 
@@ -32,12 +33,14 @@ class LookbehindSeq2SeqTrainer(LookbehindMixin, Seq2SeqTrainer):
     ) -> Any:
         plain_model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         is_own = self.compute_loss_func is not None or self.label_smoother is not None
-        if is_own or num_items_in_batch is None or "labels" not in inputs or _divides_by_items(plain_model):
+        counts = num_items_in_batch is not None and "labels" in inputs and plain_model.config.is_encoder_decoder
+        if is_own or not counts or _divides_by_items(plain_model):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         items = (inputs["labels"] != -100).sum()
         if self.args.average_tokens_across_devices:  # the others are of all processes, which average their gradients
             items = items * self.accelerator.num_processes
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
+        loss = torch.where(items > 0, loss, 0)  # a mean over no tokens is nan
         loss = loss * (items.to(accumulation_dtype(loss.dtype)) / num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
@@ -60,7 +63,7 @@ class LookbehindSeq2SeqTrainer(LookbehindMixin, Seq2SeqTrainer):
 def _divides_by_items(model: Any) -> bool:
     """Whether the model's own loss is a sum over `num_items_in_batch`, as `loss_function` of transformers makes it.
 
-    To be told from the code alone: whoever wrongly says no loses nothing but the last bit.
+    To be told from the code alone. A wrong no costs nothing but the last bit; a wrong yes leaves the loss as it is.
     """
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # of PEFT's
     forward = inspect.unwrap(type(inner).forward)

@@ -4,17 +4,19 @@ import pytest
 
 from hf_lookbehind import Lookbehind, LookbehindConfig
 from tests.distributed import workers
-from tests.models import MODELS, OPTIMIZERS, closure_of, groups, max_difference, weights_of
+from tests.models import MODELS, OPTIMIZERS, RHO, closure_of, groups, max_difference, weights_of
 from tests.processes import run_group
 from tests.training import PLAIN, make_model
 
 
 @pytest.mark.parametrize(("model_name", "world"), [("vit", 2), ("mlp", 3)])
 def test_core_on_shards_equals_core_on_whole_parameters(model_name, world):
-    ranks = run_group(workers.fsdp_core, workers.METHODS, model_name, world=world)
+    auto = {f"{ascent}, auto": dict(k=2, rho="auto", ascent=ascent) for ascent in RHO}
+    methods = workers.METHODS | auto
+    ranks = run_group(workers.fsdp_core, methods, model_name, world=world)
     smallest = [results["sam"][2] for results in ranks]
     assert model_name == "vit" or min(smallest) == 0 < max(smallest)  # uneven shards, empty ones among them
-    for name, config in workers.METHODS.items():
+    for name, config in methods.items():
         model, loss_fn = MODELS[model_name]()
         lookbehind = Lookbehind(model, OPTIMIZERS["adamw"](groups(model)), LookbehindConfig(**config))
         for _ in range(6):

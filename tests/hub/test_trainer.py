@@ -8,6 +8,7 @@ import traceback
 from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -44,6 +45,18 @@ def test_the_card_says_what_the_trainer_was_told_and_what_the_method_did(tmp_pat
     again = ModelCard.load(tmp_path / "out" / "README.md")
     assert (again.data.base_model, again.data.datasets) == ("user/other", ["user/data"])
     assert again.text.count("## How it was trained") == 1 and len(list((tmp_path / "out").glob("README*"))) == 1
+
+
+def test_a_card_names_several_datasets_or_what_made_the_only_one(tmp_path):
+    evaluated = dict(eval_strategy="steps", eval_steps=1, trainer_kwargs=dict(eval_dataset=images(8)))
+    trainer = train(tmp_path, CONFIG, max_steps=1, **evaluated)
+    trainer.create_model_card(dataset_tags=["user/a", "user/b"])
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.datasets == ["user/a", "user/b"] and "`user/a, user/b`" in card.text
+    assert "model-index" not in card.content  # a result is of one dataset
+    trainer.eval_dataset = SimpleNamespace(builder_name="imdb")
+    trainer.create_model_card()
+    assert ModelCard.load(tmp_path / "README.md").data.datasets == ["imdb"]
 
 
 def test_a_card_that_the_user_wrote_is_kept(tmp_path):

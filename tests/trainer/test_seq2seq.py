@@ -49,7 +49,7 @@ def pairs():
     ]
 
 
-def train(folder, name, *, config=None, batch=8, steps=1, cls=LookbehindSeq2SeqTrainer, loss=None, **args):
+def train(folder, name, *, config=None, batch=8, steps=1, cls=LookbehindSeq2SeqTrainer, loss=None, data=None, **args):
     torch.manual_seed(0)
     if config is not None:
         options = dict(lookbehind_config=LookbehindConfig(**config), compute_loss_func=loss)
@@ -63,7 +63,7 @@ def train(folder, name, *, config=None, batch=8, steps=1, cls=LookbehindSeq2SeqT
     trainer = cls(
         model=MODELS[name]().double(),
         args=Seq2SeqTrainingArguments(str(folder), **(settings | args)),
-        train_dataset=pairs(),
+        train_dataset=data or pairs(),
         eval_dataset=pairs()[:6],
         **options,
     )
@@ -128,3 +128,17 @@ def test_it_generates_and_leaves_the_generation_config(tmp_path):
     before = dict(vars(trainer.model.generation_config))
     assert trainer.evaluate()["eval_n"] == 6 and (generated[0][:, 3:] == 0).all()
     assert vars(trainer.model.generation_config) == before
+
+
+def test_a_micro_batch_without_a_target_counts_for_nothing(tmp_path):
+    """Its mean over no tokens is nan."""
+    data = pairs()[:4]
+    data[2]["labels"] = torch.full_like(data[2]["labels"], -100)
+    config = dict(k=2, rho=0.1)
+    whole, parts = (
+        train(tmp_path, "bart", config=config, batch=batch, steps=steps, data=data)
+        for batch, steps in ((4, 1), (1, 4))
+    )
+    assert max_difference(whole.model, parts.model) < 1e-12
+    for row, expected in zip(parts.state.log_history[:2], whole.state.log_history[:2], strict=True):
+        assert all(row[name] == pytest.approx(expected[name]) for name in ("loss", "sharpness", "ascent_loss"))

@@ -76,7 +76,7 @@ class LookbehindCardData:
         base_model: id on the Hub of the model that was fine-tuned; nothing for a local one.
         base_name: what to call that model; nothing for one trained from scratch.
         base_revision: its commit.
-        dataset: id on the Hub of the training data; nothing for local data.
+        dataset: id on the Hub of the training data, or a list of several; nothing for local data.
         dataset_name, dataset_config, dataset_revision: what to call it, and which.
         results: of the saved model; see `Result`.
         runs: of how many trainings the results are.
@@ -103,7 +103,7 @@ class LookbehindCardData:
     base_model: str | None = None
     base_name: str | None = None
     base_revision: str | None = None
-    dataset: str | None = None
+    dataset: str | list[str] | None = None
     dataset_name: str | None = None
     dataset_config: str | None = None
     dataset_revision: str | None = None
@@ -157,10 +157,11 @@ class LookbehindCardData:
 
     def metadata(self) -> ModelCardData:
         """The head of the card; its model-index holds what is a result of the saved model on named data."""
+        ids = [self.dataset] if isinstance(self.dataset, str) else self.dataset or []
         results = [
             EvalResult(
                 task_type=self.pipeline_tag,
-                dataset_type=self.dataset or re.sub(r"[^\w.-]+", "-", self.dataset_name),
+                dataset_type=ids[0] if ids else re.sub(r"[^\w.-]+", "-", self.dataset_name),
                 dataset_name=self.dataset_name,
                 dataset_config=self.dataset_config,
                 dataset_split=result.split,
@@ -170,12 +171,12 @@ class LookbehindCardData:
                 metric_value=result.value,
             )
             for result in self.results
-            if self.pipeline_tag and self.dataset_name and math.isfinite(result.value)
+            if self.pipeline_tag and self.dataset_name and len(ids) < 2 and math.isfinite(result.value)
         ]
         tags = [*TAGS, *(["adapter"] if self.library == "peft" else []), *self.tags]
         return ModelCardData(
             base_model=self.base_model,
-            datasets=[self.dataset] if self.dataset else None,
+            datasets=ids or None,
             eval_results=results or None,
             language=self.language,
             library_name=self.library,
@@ -184,7 +185,7 @@ class LookbehindCardData:
             # without results it is no key of the Hub's
             model_name=self.model_name if results else None,
             pipeline_tag=self.pipeline_tag,
-            tags=tags,
+            tags=list(dict.fromkeys(tags)),
         )
 
     def citations(self) -> str:

@@ -35,7 +35,9 @@ def render(data: LookbehindCardData) -> str:
         TEMPLATE,
         data,
         metadata=data.metadata().to_yaml(),
-        dataset_link=f"[{name}](https://huggingface.co/datasets/{data.dataset})" if data.dataset else f"`{name}`",
+        dataset_link=f"[{name}](https://huggingface.co/datasets/{data.dataset})"
+        if isinstance(data.dataset, str)
+        else f"`{name}`",
         results_table=_results_table(data.results),
         comparison_table=_comparison_table(data.comparison),
         method=render_method(data),

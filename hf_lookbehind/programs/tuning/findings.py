@@ -75,7 +75,7 @@ def _result(kept: Any) -> SearchResult:
 
 
 def _settings(kept: Any) -> Settings:
-    return {name: float(value) for name, value in kept.items()}
+    return {name: float(kept[name]) for name in ("rho", "learning_rate")}
 
 
 def _score(kept: Any) -> float:

@@ -160,6 +160,7 @@ def tiny(monkeypatch, tmp_path):
     return [str(flag) for flag in [*flags, "--output_dir", tmp_path / "out"]]
 
 
+@pytest.mark.drawn
 @pytest.mark.slow  # a minute: `make bench` and `make test-all` run it
 def test_quick_run_writes_tables_results_and_plot_and_its_reference_passes(tiny, tmp_path, capsys):
     reference = tmp_path / "reference.json"
