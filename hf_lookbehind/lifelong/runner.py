@@ -315,8 +315,11 @@ def check_stream(
 
 
 def _refuse_old_tasks(output_dir: Path) -> None:
-    """Without `stream.json`, tasks are of no stream that anybody knows; a run would take them for its own."""
-    old = sorted(path.name for path in output_dir.glob("task-[0-9]*"))
+    """Without `stream.json`, tasks are of no stream that anybody knows; a run would take them for its own.
+
+    An empty folder is none: a process that looks late finds that which the Trainer of a faster one has made.
+    """
+    old = sorted(path.name for path in output_dir.glob("task-[0-9]*") if not path.is_dir() or any(path.iterdir()))
     if old:
         raise InputError(f"output_dir={str(output_dir)!r} already holds {old[-1]}: give another folder, or empty it")
 

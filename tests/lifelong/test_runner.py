@@ -1,5 +1,6 @@
 """A stream from its first task to its last: what trains on what, what it costs, and that it can be cut anywhere."""
 
+import functools
 import json
 import multiprocessing
 import os
@@ -11,7 +12,8 @@ from transformers import Trainer
 
 from hf_lookbehind import InputError
 from hf_lookbehind.lifelong import ReplayMemory, make_replay, train_sequence
-from hf_lookbehind.lifelong.replay_methods import MixedDataset
+from hf_lookbehind.lifelong.replay_methods import MixedDataset, NoReplay
+from hf_lookbehind.lifelong.runner import check_stream
 from tests.lifelong.streams import SHORT, DigitsNet, factory, killed_run, run, split_digits, stream
 from tests.models import max_difference, weights_of
 from tests.training import arguments, make_model
@@ -184,6 +186,16 @@ def test_a_stream_that_cannot_be_run_is_refused_before_anything_is_written(tmp_p
     with pytest.raises(InputError, match=said):
         start(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_tasks_of_an_unknown_stream_are_refused_and_an_empty_folder_is_none(tmp_path):
+    """Of several processes the Trainer of the fastest may have made the folder, before the others look."""
+    (tmp_path / "task-1").mkdir()
+    check = functools.partial(check_stream, stream(), NoReplay(), output_dir=tmp_path, keep_optimizer=False)
+    check(resume=False)
+    (tmp_path / "task-1" / "checkpoint-5").mkdir()
+    with pytest.raises(InputError, match="already holds task-1"):
+        check(resume=False)
 
 
 def test_a_folder_is_of_one_stream(tmp_path):
