@@ -146,7 +146,10 @@ class LookbehindConfig:
     ascent: str = field(
         default="sam", metadata={"help": f"Rule of the perturbation: {' or '.join(map(repr, ASCENTS))}."}
     )
-    eta: float = field(default=0.01, metadata={"help": "Constant of the rule's scale: of asam |w| + eta. 0 or more."})
+    eta: float = field(
+        default=0.01,
+        metadata={"help": "Constant in the rule's T, 0 or more. asam: |w| + eta; fisher: 1 / sqrt(1 + eta g^2)."},
+    )
     descent: str = field(
         default="every",
         metadata={"help": "'every': each ascent point drives a descent step; 'last': only the k-th (multistep SAM)."},

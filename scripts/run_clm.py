@@ -35,15 +35,13 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedConfig, PreTrainedModel
 
 from hf_lookbehind import InputError
-from hf_lookbehind.programs import evaluation as metrics
+from hf_lookbehind.programs import evaluation
 from hf_lookbehind.programs.cli.flags import Arguments, FlagParser
 from hf_lookbehind.programs.cli.running import is_main_process
-from hf_lookbehind.programs.data import corpus as corpora
-from hf_lookbehind.programs.data import packing
-from hf_lookbehind.programs.data import sources as data
-from hf_lookbehind.programs.data.corpus import Corpus
+from hf_lookbehind.programs.data import packing, sources
+from hf_lookbehind.programs.data.corpus import Corpus, read_splits, with_tokenizer
 from hf_lookbehind.programs.data.texts import TABLES, TextDataArguments
-from hf_lookbehind.programs.models import loading as models
+from hf_lookbehind.programs.models import loading
 from hf_lookbehind.programs.models.adapters import with_adapters
 from hf_lookbehind.programs.models.tokenization import TextModelArguments
 from hf_lookbehind.programs.program import Program
@@ -93,12 +91,12 @@ def make_parser() -> FlagParser:
     return FlagParser(data=ClmDataArguments, model=TextModelArguments, description=__doc__)
 
 
-def load_documents(args: Arguments) -> dict[str, data.Rows]:
+def load_documents(args: Arguments) -> dict[str, sources.Rows]:
     """Those to train on and, where there are such, to validate and test on: all of them, subsets are of blocks."""
     every = replace(args.data, train_val_split=0.0, max_train_samples=None, max_eval_samples=None)
-    documents = data.choose_parts(every, corpora.read_splits(args), seed=0, test=args.training.do_predict)
+    documents = sources.choose_parts(every, read_splits(args), seed=0, test=args.training.do_predict)
     for part in documents.values():
-        data.find_column(part.dataset, args.data.text_column_name, (), "text_column_name")
+        sources.find_column(part.dataset, args.data.text_column_name, (), "text_column_name")
     return documents
 
 
@@ -116,7 +114,8 @@ def make_blocks(corpus: Corpus, block_size: int) -> dict[str, Any]:
         notes.append(f"validation: the last {len(blocks['validation'])} blocks of these")
     for split in blocks:
         limit = args.data.max_train_samples if split == "train" else args.data.max_eval_samples
-        blocks[split] = blocks[split].select(data.random_subset(len(blocks[split]), limit, args.training.seed_of_data))
+        chosen = sources.random_subset(len(blocks[split]), limit, args.training.seed_of_data)
+        blocks[split] = blocks[split].select(chosen)
     if is_main_process():
         print("\n".join(notes))
     return blocks
@@ -135,7 +134,7 @@ def new_config(args: Arguments, tokenizer: Any) -> PreTrainedConfig:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    models.override(config, args.model.config_overrides)
+    loading.override(config, args.model.config_overrides)
     return config
 
 
@@ -150,7 +149,7 @@ def check_causal(model: PreTrainedModel, ids: list[int], args: TextModelArgument
     training = model.training
     model.eval()
     flag = "config_name" if args.model_name_or_path is None else "model_name_or_path"
-    with models.blamed_on(flag, getattr(args, flag)), torch.random.fork_rng(devices=[]):
+    with loading.blamed_on(flag, getattr(args, flag)), torch.random.fork_rng(devices=[]):
         one, other = model(batch.to(model.device)).logits[:, :-1]
         tolerance = max(1e-4, torch.finfo(one.dtype).eps)
         if (one - other).abs().max() > tolerance * one.abs().max():
@@ -161,11 +160,11 @@ def check_causal(model: PreTrainedModel, ids: list[int], args: TextModelArgument
 def prepare(args: Arguments) -> Task:
     """The data, and a way to the model. What is wrong with any of them is found here, before a file is written."""
     documents, columns = load_documents(args), [args.data.text_column_name]
-    corpus = corpora.with_tokenizer(args, documents, columns, models.load_config(args.model), new_config, packed=True)
+    corpus = with_tokenizer(args, documents, columns, loading.load_config(args.model), new_config, packed=True)
     datasets = make_blocks(corpus, corpus.length("block_size", LONGEST, least=1))
 
     def load_model() -> PreTrainedModel:
-        model = models.build_model(AutoModelForCausalLM, args.model, corpus.config)
+        model = loading.build_model(AutoModelForCausalLM, args.model, corpus.config)
         # GPT-2's class does not tell the Trainer which loss it has: it would count the first tokens of the blocks,
         # which nothing predicts, and report losses that are too small
         model.loss_type = model.loss_type or "ForCausalLM"
@@ -177,7 +176,7 @@ def prepare(args: Arguments) -> Task:
         load_model=load_model,
         processing_class=corpus.tokenizer,
         make_collator=lambda model: packing.collate_blocks,
-        metrics=metrics.of_tokens(args.training.metric or ["perplexity"]),
+        metrics=evaluation.of_tokens(args.training.metric or ["perplexity"]),
     )
 
 

@@ -45,15 +45,14 @@ from transformers import (
 )
 
 from hf_lookbehind import InputError
-from hf_lookbehind.programs import evaluation as metrics
+from hf_lookbehind.programs import evaluation
 from hf_lookbehind.programs.cli.arguments import ModelArguments
 from hf_lookbehind.programs.cli.flags import Arguments, FlagParser
 from hf_lookbehind.programs.cli.paths import exists
-from hf_lookbehind.programs.data import images, labels
-from hf_lookbehind.programs.data import sources as data
+from hf_lookbehind.programs.data import images, labels, sources
 from hf_lookbehind.programs.data.image_files import image_folder, image_splits
 from hf_lookbehind.programs.data.labels import NoisyLabelArguments
-from hf_lookbehind.programs.models import loading as models
+from hf_lookbehind.programs.models import loading
 from hf_lookbehind.programs.program import Program
 from hf_lookbehind.programs.task import Task
 
@@ -147,7 +146,9 @@ def load_images(args: Arguments) -> dict[str, Dataset]:
             return splits
     # the first process fills the cache, the others read it
     with args.training.main_process_first(desc="loading the dataset"):
-        return data.load_splits(args.data, built_in=BUILT_IN, cache_dir=args.model.cache_dir, token=args.model.token)
+        return sources.load_splits(
+            args.data, built_in=BUILT_IN, cache_dir=args.model.cache_dir, token=args.model.token
+        )
 
 
 def new_config(args: Arguments, image_size: int) -> ViTConfig:
@@ -161,7 +162,7 @@ def new_config(args: Arguments, image_size: int) -> ViTConfig:
         initializer_range=0.1,
         image_size=min(image_size, LARGEST_NEW_IMAGE),
     )
-    overridden = models.override(config, args.model.config_overrides)
+    overridden = loading.override(config, args.model.config_overrides)
     if "patch_size" not in overridden:
         config.patch_size = max(1, cast(int, config.image_size) // 4)
     for name in ("image_size", "patch_size"):
@@ -175,8 +176,8 @@ def load_processor(args: Arguments, config: PreTrainedConfig, image_size: int) -
     for flag in ("image_processor_name", "model_name_or_path"):
         name = getattr(args.model, flag)
         if name is not None:
-            with models.blamed_on(flag, name):
-                return AutoImageProcessor.from_pretrained(name, **models.hub_options(args.model))
+            with loading.blamed_on(flag, name):
+                return AutoImageProcessor.from_pretrained(name, **loading.hub_options(args.model))
     size = getattr(config, "image_size", image_size)
     height, width = size if isinstance(size, list | tuple) else (size, size)
     mean_and_std: dict[str, Any] = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
@@ -187,21 +188,21 @@ def prepare(args: Arguments) -> Task:
     """The data, and a way to the model. What is wrong with any of them is found here, before a file is written."""
     training = args.training
     splits = load_images(args)
-    some = data.take_split(splits, args.data.train_split, "train_split").dataset
-    image_column = data.find_column(some, args.data.image_column_name, IMAGE_COLUMNS, "image_column_name")
-    label_column = data.find_column(some, args.data.label_column_name, LABEL_COLUMNS, "label_column_name")
+    some = sources.take_split(splits, args.data.train_split, "train_split").dataset
+    image_column = sources.find_column(some, args.data.image_column_name, IMAGE_COLUMNS, "image_column_name")
+    label_column = sources.find_column(some, args.data.label_column_name, LABEL_COLUMNS, "label_column_name")
     seed = training.seed_of_data
     strata = partial(labels.classes_that_occur, column=label_column)
     columns = [image_column, label_column]
-    parts = data.choose_parts(args.data, splits, columns, seed=seed, test=training.do_predict, strata=strata)
+    parts = sources.choose_parts(args.data, splits, columns, seed=seed, test=training.do_predict, strata=strata)
     names = labels.class_names(parts["train"], label_column)
 
     image_parts = {split: images.undecoded(part, image_column) for split, part in parts.items()}
     image_size = images.first_image_size(image_parts["train"], image_column)
-    config = models.load_config(args.model) or new_config(args, image_size)
+    config = loading.load_config(args.model) or new_config(args, image_size)
     if getattr(config, "num_channels", 3) != 3:
         raise InputError(f"num_channels={config.num_channels} is not supported: images have 3 channels, RGB")
-    classes, new_head = models.choose_classes(config, names, TASK, args.model)
+    classes, new_head = loading.choose_classes(config, names, TASK, args.model)
     encoded = {split: labels.encode_labels(part, label_column, classes) for split, part in parts.items()}
     labels.check_classes(encoded["train"], classes, parts["train"])
     encoded["train"] = labels.with_label_noise(
@@ -218,14 +219,14 @@ def prepare(args: Arguments) -> Task:
     images.preload_within(list(datasets.values()))
     training.remove_unused_columns = False
     load_model = partial(
-        models.build_classifier, AutoModelForImageClassification, args.model, config, classes, new_head=new_head
+        loading.build_classifier, AutoModelForImageClassification, args.model, config, classes, new_head=new_head
     )
     return Task(
         datasets=datasets,
         load_model=load_model,
         processing_class=processor,
         make_collator=lambda model: images.ImageCollator(model.dtype),
-        metrics=metrics.of_classes(training.metric or ["accuracy"], len(classes)),
+        metrics=evaluation.of_classes(training.metric or ["accuracy"], len(classes)),
         callbacks=[images.EpochCallback(datasets["train"])],
         classes=classes,
     )

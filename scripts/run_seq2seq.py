@@ -36,15 +36,13 @@ from datasets import Dataset
 from transformers import AutoModelForSeq2SeqLM, GenerationConfig, PreTrainedConfig, PreTrainedModel, T5Config
 
 from hf_lookbehind import InputError
-from hf_lookbehind.programs import evaluation as metrics
+from hf_lookbehind.programs import evaluation
 from hf_lookbehind.programs.cli.flags import Arguments, FlagParser
-from hf_lookbehind.programs.data import corpus as corpora
-from hf_lookbehind.programs.data import sources as data
-from hf_lookbehind.programs.data import texts
-from hf_lookbehind.programs.data.corpus import Corpus
+from hf_lookbehind.programs.data import sources, texts
+from hf_lookbehind.programs.data.corpus import Corpus, read_splits, with_tokenizer
 from hf_lookbehind.programs.data.json_files import is_mixed
 from hf_lookbehind.programs.data.texts import TextDataArguments
-from hf_lookbehind.programs.models import loading as models
+from hf_lookbehind.programs.models import loading
 from hf_lookbehind.programs.models.adapters import with_adapters
 from hf_lookbehind.programs.models.encoder_decoder import Seq2SeqFinetuningArguments, make_collator
 from hf_lookbehind.programs.models.tokenization import TextModelArguments
@@ -118,24 +116,24 @@ def make_parser() -> FlagParser:
 
 def load_pairs(args: Arguments) -> tuple[dict[str, Dataset], list[str]]:
     """All splits, and the names of the columns of sources and targets."""
-    splits, flags = corpora.read_splits(args), args.data
-    part = data.take_split(splits, flags.train_split, "train_split")
+    splits, flags = read_splits(args), args.data
+    part = sources.take_split(splits, flags.train_split, "train_split")
     some = part.dataset
     if flags.source_lang is None or flags.source_column or flags.target_column or TRANSLATION not in some.column_names:
-        source = data.find_column(some, flags.source_column, SOURCE_COLUMNS, "source_column")
+        source = sources.find_column(some, flags.source_column, SOURCE_COLUMNS, "source_column")
         columns = {
             "source_column": source,
-            "target_column": data.find_column(some, flags.target_column, TARGET_COLUMNS, "target_column"),
+            "target_column": sources.find_column(some, flags.target_column, TARGET_COLUMNS, "target_column"),
         }
     else:
         check_translations(replace(part, name=flags.source("train", part.name)))
         splits, some = {name: split.flatten() for name, split in splits.items()}, some.flatten()
         columns = {flag: find_language(some, flag, getattr(flags, flag)) for flag in ("source_lang", "target_lang")}
-    data.check_different(columns)
+    sources.check_different(columns)
     return splits, list(columns.values())
 
 
-def check_translations(part: data.Rows) -> None:
+def check_translations(part: sources.Rows) -> None:
     """Refuse a column in which a row has something else than the others, that is than a text per language.
 
     Raises:
@@ -156,11 +154,11 @@ def find_language(dataset: Dataset, flag: str, language: str) -> str:
             return f"{TRANSLATION}.{key}"
     keys = [name.partition(".")[2] for name in dataset.column_names if name.startswith(f"{TRANSLATION}.")]
     raise InputError(
-        f"--{flag} {language!r} is no key of the column {TRANSLATION!r}: {data.quoted(keys) or 'no keys'}"
+        f"--{flag} {language!r} is no key of the column {TRANSLATION!r}: {sources.quoted(keys) or 'no keys'}"
     )
 
 
-def tokenize(part: data.Rows, corpus: Corpus, source_length: int, target_length: int) -> Dataset:
+def tokenize(part: sources.Rows, corpus: Corpus, source_length: int, target_length: int) -> Dataset:
     """Sources as a model takes them, targets as `labels`; both cut to their lengths, in tokens."""
     columns, tokenizer, prefix = corpus.columns, corpus.tokenizer, corpus.args.data.source_prefix
 
@@ -224,7 +222,7 @@ def new_config(args: Arguments, tokenizer: Any) -> PreTrainedConfig:
         eos_token_id=tokenizer.eos_token_id,
         **special,
     )
-    models.override(config, args.model.config_overrides)
+    loading.override(config, args.model.config_overrides)
     return config
 
 
@@ -246,7 +244,7 @@ def prepare_generation(model: Any, corpus: Corpus, length: int) -> None:
     if training.generation_config is not None:
         given = training.generation_config
         if not isinstance(given, GenerationConfig):
-            with models.blamed_on("generation_config", given):
+            with loading.blamed_on("generation_config", given):
                 given = LookbehindSeq2SeqTrainer.load_generation_config(given)
         special = {name: value for name, value in vars(own).items() if name.endswith("_token_id")}
         given.update(defaults_only=True, **special)
@@ -280,11 +278,11 @@ def prepare(args: Arguments) -> Task:
     """The data, and a way to the model. What is wrong with any of them is found here, before a file is written."""
     training = of_generation(args)
     splits, columns = load_pairs(args)
-    parts = data.choose_parts(args.data, splits, columns, seed=training.seed_of_data, test=training.do_predict)
-    config = models.load_config(args.model)
+    parts = sources.choose_parts(args.data, splits, columns, seed=training.seed_of_data, test=training.do_predict)
+    config = loading.load_config(args.model)
     if config is not None:
         check_architecture(config, args.model)
-    corpus = corpora.with_tokenizer(args, parts, columns, config, new_config)
+    corpus = with_tokenizer(args, parts, columns, config, new_config)
     tokenizer = corpus.tokenizer
     set_languages(corpus)
     source_length = corpus.length("max_source_length", LONGEST_SOURCE)
@@ -294,18 +292,18 @@ def prepare(args: Arguments) -> Task:
     choose_generation(args, evaluated)
 
     def load_model() -> PreTrainedModel:
-        model = models.build_model(AutoModelForSeq2SeqLM, args.model, corpus.config)
+        model = loading.build_model(AutoModelForSeq2SeqLM, args.model, corpus.config)
         prepare_generation(model, corpus, evaluated)
         return with_adapters(model, args.model, "SEQ_2_SEQ_LM")
 
     default = ["rouge"] if args.data.source_lang is None else ["bleu"]
-    rated = metrics.of_generated(training.metric or default, tokenizer) if training.predict_with_generate else None
+    rated = evaluation.of_generated(training.metric or default, tokenizer) if training.predict_with_generate else None
     return Task(
         datasets=corpus.tokenized(lambda split, part: tokenize(part, corpus, source_length, lengths[split])),
         load_model=load_model,
         processing_class=tokenizer,
         make_collator=lambda model: make_collator(model, tokenizer),
-        metrics=rated or metrics.LOSS_ONLY,
+        metrics=rated or evaluation.LOSS_ONLY,
         trainer_class=LookbehindSeq2SeqTrainer,
     )
 

@@ -42,14 +42,13 @@ from transformers import (
 )
 
 from hf_lookbehind import InputError
-from hf_lookbehind.programs import evaluation as metrics
+from hf_lookbehind.programs import evaluation
 from hf_lookbehind.programs.cli.flags import Arguments, FlagParser
-from hf_lookbehind.programs.data import corpus as corpora
-from hf_lookbehind.programs.data import labels, texts
-from hf_lookbehind.programs.data import sources as data
+from hf_lookbehind.programs.data import labels, sources, texts
+from hf_lookbehind.programs.data.corpus import read_splits, with_tokenizer
 from hf_lookbehind.programs.data.labels import NoisyLabelArguments
 from hf_lookbehind.programs.data.texts import TextDataArguments
-from hf_lookbehind.programs.models import loading as models
+from hf_lookbehind.programs.models import loading
 from hf_lookbehind.programs.models.adapters import with_adapters
 from hf_lookbehind.programs.models.loading import A_NUMBER, MANY_LABELS, ONE_LABEL
 from hf_lookbehind.programs.models.tokenization import TextModelArguments, fewest_tokens
@@ -120,14 +119,14 @@ def find_text_columns(args: TextClassificationDataArguments, dataset: Dataset) -
     """The columns that the flag names, those of the GLUE task, or the first usual ones that exist."""
     given = args.text_column_names or (GLUE_TASKS[args.task_name][0] if args.task_name is not None else None)
     if given is not None:
-        return data.find_columns(dataset, given, "text_column_names")
+        return sources.find_columns(dataset, given, "text_column_names")
     for names in TEXT_COLUMNS:
         if all(name in dataset.column_names for name in names):
             return names
-    return [data.find_column(dataset, None, TEXT_COLUMNS[0], "text_column_names")]
+    return [sources.find_column(dataset, None, TEXT_COLUMNS[0], "text_column_names")]
 
 
-def names_of(problem: str, part: data.Rows, column: str, separator: str | None) -> list[str]:
+def names_of(problem: str, part: sources.Rows, column: str, separator: str | None) -> list[str]:
     """The classes that the labels know; for numbers, the library's one name."""
     if problem == A_NUMBER:
         return ["LABEL_0"]
@@ -136,7 +135,7 @@ def names_of(problem: str, part: data.Rows, column: str, separator: str | None) 
     return labels.class_names(part, column)
 
 
-def encode(problem: str, part: data.Rows, column: str, classes: list[str], separator: str | None) -> np.ndarray:
+def encode(problem: str, part: sources.Rows, column: str, classes: list[str], separator: str | None) -> np.ndarray:
     """A class, a row of zeros and ones, or a number per example."""
     if problem == A_NUMBER:
         return labels.encode_numbers(part, column)
@@ -145,10 +144,10 @@ def encode(problem: str, part: data.Rows, column: str, classes: list[str], separ
     return labels.encode_labels(part, column, classes)
 
 
-def choose_metrics(problem: str, names: list[str], num_classes: int) -> metrics.Metrics:
+def choose_metrics(problem: str, names: list[str], num_classes: int) -> evaluation.Metrics:
     if problem == A_NUMBER:
-        return metrics.of_numbers(names)
-    return metrics.of_labels(names) if problem == MANY_LABELS else metrics.of_classes(names, num_classes)
+        return evaluation.of_numbers(names)
+    return evaluation.of_labels(names) if problem == MANY_LABELS else evaluation.of_classes(names, num_classes)
 
 
 def new_config(args: Arguments, tokenizer: Any) -> PreTrainedConfig:
@@ -164,29 +163,29 @@ def new_config(args: Arguments, tokenizer: Any) -> PreTrainedConfig:
         max_position_embeddings=LONGEST,
         pad_token_id=tokenizer.pad_token_id,
     )
-    models.override(config, args.model.config_overrides)
+    loading.override(config, args.model.config_overrides)
     return config
 
 
 def prepare(args: Arguments) -> Task:
     """The data, and a way to the model. What is wrong with any of them is found here, before a file is written."""
     training, separator = args.training, args.data.label_separator
-    splits = corpora.read_splits(args)
-    some = data.take_split(splits, args.data.train_split, "train_split")
+    splits = read_splits(args)
+    some = sources.take_split(splits, args.data.train_split, "train_split")
     columns = find_text_columns(args.data, some.dataset)
-    column = data.find_column(some.dataset, args.data.label_column_name, LABEL_COLUMNS, "label_column_name")
+    column = sources.find_column(some.dataset, args.data.label_column_name, LABEL_COLUMNS, "label_column_name")
     for name in columns:
-        data.check_different({"text_column_names": name, "label_column_name": column})
+        sources.check_different({"text_column_names": name, "label_column_name": column})
     problem = labels.problem_of(some, column, separator=separator, regression=args.data.do_regression)
     strata = partial(labels.classes_that_occur, column=column) if problem == ONE_LABEL else None
-    parts = data.choose_parts(
+    parts = sources.choose_parts(
         args.data, splits, [*columns, column], seed=training.seed_of_data, test=training.do_predict, strata=strata
     )
     names = names_of(problem, parts["train"], column, separator)
 
-    corpus = corpora.with_tokenizer(args, parts, columns, models.load_config(args.model), new_config)
+    corpus = with_tokenizer(args, parts, columns, loading.load_config(args.model), new_config)
     tokenizer, config = corpus.tokenizer, corpus.config
-    classes, new_head = models.choose_classes(config, names, TASK, args.model, problem)
+    classes, new_head = loading.choose_classes(config, names, TASK, args.model, problem)
     config.problem_type = cast(Any, problem)  # one of its three words
     encoded = {split: encode(problem, part, column, classes, separator) for split, part in parts.items()}
     if problem == ONE_LABEL:
@@ -200,7 +199,7 @@ def prepare(args: Arguments) -> Task:
 
     def load_model() -> PreTrainedModel:
         auto_class = AutoModelForSequenceClassification
-        model = models.build_classifier(auto_class, args.model, config, classes, new_head=new_head)
+        model = loading.build_classifier(auto_class, args.model, config, classes, new_head=new_head)
         return with_adapters(model, args.model, "SEQ_CLS")
 
     glue_metrics = GLUE_TASKS[args.data.task_name][1] if args.data.task_name is not None else None

@@ -1,12 +1,12 @@
 """What holds for all tests: what takes most of the time of a tiny training, and changes nothing of it, is left out."""
 
-import gc
 from pathlib import Path
 
 import pytest
 from matplotlib.figure import Figure
 
 from hf_lookbehind.programs.checks.rehearsal import rehearse
+from tests.live import set_aside_what_lives
 
 REHEARSING = ("hf_lookbehind.programs.program", "hf_lookbehind.scripts.run_lifelong")
 SAVE = Figure.savefig
@@ -14,9 +14,7 @@ SAVE = Figure.savefig
 
 def pytest_collection_finish():
     """Accelerate collects garbage in every training: what was imported is not searched each time."""
-    gc.collect()
-    gc.freeze()
-    gc.unfreeze = lambda: None  # for good
+    set_aside_what_lives()
 
 
 def save_no_figure(figure, path, **_):

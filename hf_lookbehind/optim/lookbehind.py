@@ -27,7 +27,7 @@ from .base_optimizer import check_optimizer, reads_parameters_anew, without_step
 from .buffers import Buffers
 from .calibration import RhoCalibration
 from .interpolation import interpolate_, interpolate_adaptively_
-from .parameters import Weights
+from .parameters import Parameters
 from .rounding import report_rounding
 from .stats import NO_STATS, LookbehindStats
 
@@ -403,7 +403,7 @@ class Lookbehind:
         if signature == self._signature:
             return
         unique = list({id(p): p for p in trainable}.values())
-        self._weights = Weights(unique, self._names, self._settings, lambda: self.gradient_scale())
+        self._weights = Parameters(unique, self._names, self._settings, lambda: self.gradient_scale())
         ascent = self._settings.ascent
         if self._settings.k and RULES[ascent].only_weights and not self._weights.is_scaled:
             warnings.warn(

@@ -14,7 +14,7 @@ from .ascent import PLAIN, RULES, Ascent
 from .rounding import Step
 
 
-class Weights:
+class Parameters:
     """The trainable parameters of an optimizer, and which of them which rule perturbs.
 
     Args:

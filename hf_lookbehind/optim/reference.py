@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from ..config import LookbehindConfig
 
-Weights = dict[nn.Parameter, Tensor]
+Tensors = dict[nn.Parameter, Tensor]
 
 
 def T_of(ascent: str, name: str, w: Tensor, g: Tensor, eta: float) -> Tensor:
@@ -26,7 +26,7 @@ def T_of(ascent: str, name: str, w: Tensor, g: Tensor, eta: float) -> Tensor:
 
 
 class ReferenceLookbehind:
-    """For deterministic closures and whole parameters. `step` takes what `Lookbehind.step` takes.
+    """For deterministic closures and whole parameters.
 
     Args:
         model: gives the names.
@@ -48,6 +48,7 @@ class ReferenceLookbehind:
                 self.names[p] = f"{self.names.get(p, '')} {name}"
 
     def step(self, closure: Callable[[], Any], ascent_closure: Callable[[], Any] | None = None) -> None:
+        """One iteration; the closures are those of `Lookbehind.step`."""
         k, alpha = self.settings.k, self.settings.alpha
         phi = phi_0 = phi_1 = phi_prime = self.read()
         self.losses, self.grad_norms = [], []
@@ -62,9 +63,9 @@ class ReferenceLookbehind:
         if k == 0:
             phi = self.opt(phi, self.gradient(phi, closure))
         self.reach = sum(((phi_prime[p] - phi_0[p]) ** 2).sum() for p in phi_0) ** 0.5
-        self.write({p: phi_0[p] + self.alpha(alpha, p, phi_0, phi_1, phi) * (phi[p] - phi_0[p]) for p in phi_0})
+        self.write({p: phi_0[p] + self.alpha_of(alpha, p, phi_0, phi_1, phi) * (phi[p] - phi_0[p]) for p in phi_0})
 
-    def eps(self, g: Weights, phi_prime: Weights) -> Weights:
+    def eps(self, g: Tensors, phi_prime: Tensors) -> Tensors:
         """rho T^2 g / ||T g||; zero where there is no gradient."""
         T = {p: T_of(self.settings.ascent, self.names[p], phi_prime[p], g[p], self.settings.eta) for p in g}
         norm = sum(((T[p] * g[p]) ** 2).sum() for p in g) ** 0.5
@@ -73,7 +74,8 @@ class ReferenceLookbehind:
         rho = float(self.settings.rho or 0)
         return zero | {p: rho * T[p] ** 2 * g[p] / (norm + 1e-16) for p in g}
 
-    def alpha(self, alpha: Any, p: nn.Parameter, phi_0: Weights, phi_1: Weights, phi_k: Weights) -> Any:
+    def alpha_of(self, alpha: Any, p: nn.Parameter, phi_0: Tensors, phi_1: Tensors, phi_k: Tensors) -> Any:
+        """The number itself, or (cos(phi_1 - phi, phi_k - phi) + 1) / 2, of one tensor or of all together."""
         if alpha not in ("adaptive", "adaptive-global"):
             return alpha
         tensors = [p] if alpha == "adaptive" else list(phi_0)
@@ -82,14 +84,14 @@ class ReferenceLookbehind:
         cos = a.dot(b) / (a.norm().clamp(min=1e-8) * b.norm().clamp(min=1e-8))
         return (cos + 1) / 2
 
-    def gradient(self, weights: Weights, closure: Callable[[], Any], is_loss_known: bool = False) -> Weights:
+    def gradient(self, weights: Tensors, closure: Callable[[], Any], is_loss_known: bool = False) -> Tensors:
         self.write(weights)
         loss = closure()
         if not is_loss_known:
             self.losses.append(loss.item())
         return {p: p.grad.detach().clone() for p in self.names if p.grad is not None}
 
-    def opt(self, weights: Weights, g: Weights) -> Weights:
+    def opt(self, weights: Tensors, g: Tensors) -> Tensors:
         """The weights after a step of the base optimizer from `weights`."""
         self.write(weights)
         for p in self.names:
@@ -99,9 +101,9 @@ class ReferenceLookbehind:
         self.optimizer.step()
         return self.read()
 
-    def read(self) -> Weights:
+    def read(self) -> Tensors:
         return {p: p.detach().clone() for p in self.names}
 
-    def write(self, weights: Weights) -> None:
+    def write(self, weights: Tensors) -> None:
         for p, value in weights.items():
             p.data.copy_(value)

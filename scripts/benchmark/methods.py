@@ -15,7 +15,7 @@ from hf_lookbehind import Lookbehind, LookbehindConfig, LookbehindTrainer
 from hf_lookbehind.config import ADAPTIVE_ALPHAS, ASCENTS
 from hf_lookbehind.optim.ascent import NORM_EPSILON
 from hf_lookbehind.optim.interpolation import interpolate_, interpolate_adaptively_
-from hf_lookbehind.optim.parameters import Weights
+from hf_lookbehind.optim.parameters import Parameters
 from hf_lookbehind.scripts.benchmark.cases import LEARNING_RATE, Workload
 from hf_lookbehind.tensors.names import parameter_names
 
@@ -35,7 +35,7 @@ class PublishedProcedure:
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, config: LookbehindConfig):
         self.optimizer, self.settings = optimizer, config.resolved()
         self.weights = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
-        self.perturbed = Weights(self.weights, parameter_names(model), self.settings, lambda: 1.0)
+        self.perturbed = Parameters(self.weights, parameter_names(model), self.settings, lambda: 1.0)
         self.is_adaptive = self.settings.alpha in ADAPTIVE_ALPHAS and self.settings.k > 1
         self.slow = self._copies(self.settings.k > 0)
         self.fast = self._copies(self.settings.k > 1)

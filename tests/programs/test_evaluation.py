@@ -8,7 +8,7 @@ import torch
 from transformers import EvalPrediction
 
 from hf_lookbehind.config import InputError, LookbehindWarning
-from hf_lookbehind.programs import evaluation as metrics
+from hf_lookbehind.programs import evaluation
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +22,7 @@ def rated(of, predictions, references, **more):
 
 
 def test_classes():
-    of = metrics.of_classes(["accuracy", "f1", "matthews_correlation"], 3)
+    of = evaluation.of_classes(["accuracy", "f1", "matthews_correlation"], 3)
     assert of.keys == ["accuracy", "f1", "matthews_correlation"]
     for _ in range(2):  # no memory of the last call
         found = rated(of, [0, 1, 2, 2], [0, 1, 1, 2])
@@ -33,11 +33,11 @@ def test_classes():
 
 
 def test_the_f1_of_two_classes_is_that_of_class_1():
-    assert rated(metrics.of_classes(["f1"], 2), [0, 1, 1, 1], [0, 0, 1, 1]) == {"f1": pytest.approx(0.8)}
+    assert rated(evaluation.of_classes(["f1"], 2), [0, 1, 1, 1], [0, 0, 1, 1]) == {"f1": pytest.approx(0.8)}
 
 
 def test_sets_of_labels():
-    of = metrics.of_labels(["f1", "accuracy"])
+    of = evaluation.of_labels(["f1", "accuracy"])
     logits = torch.tensor([[3.0, -1.0, 0.5], [-2.0, -1.0, 4.0]])
     predictions = of.preprocess_logits(logits, None)
     assert predictions.tolist() == [[1, 0, 1], [0, 0, 1]]
@@ -46,7 +46,7 @@ def test_sets_of_labels():
 
 
 def test_numbers():
-    of = metrics.of_numbers(["pearson", "spearmanr", "mse"])
+    of = evaluation.of_numbers(["pearson", "spearmanr", "mse"])
     assert of.preprocess_logits(torch.tensor([[1.0], [2.0]]), None).tolist() == [1.0, 2.0]
     found = rated(of, [1.0, 2.0, 3.0], [1.0, 4.0, 9.0])
     assert found["spearmanr"] == 1 and found["mse"] == pytest.approx(40 / 3)
@@ -55,7 +55,7 @@ def test_numbers():
 
 
 def test_texts():
-    score, keys = metrics.of_texts(["rouge", "bleu", "exact_match"])
+    score, keys = evaluation.of_texts(["rouge", "bleu", "exact_match"])
     assert keys == ["rouge1", "rouge2", "rougeL", "bleu", "exact_match"]
     equal = score(predictions=["the cat sat on the mat"], references=["the cat sat on the mat "])
     assert list(equal.values()) == pytest.approx([100] * 5)
@@ -71,7 +71,7 @@ def test_perplexity_and_the_next_token():
     targets = torch.tensor([0, 1, 2])
     perplexity = pytest.approx(torch.nn.functional.cross_entropy(counted, targets).exp().item())
     for names in (["perplexity"], ["perplexity", "accuracy"], ["accuracy"]):
-        of = metrics.of_tokens(names)
+        of = evaluation.of_tokens(names)
         assert of.keys == ["perplexity", *(["accuracy"] if "accuracy" in names else [])]
         found = of(EvalPrediction(_as_arrays(of.preprocess_logits((logits, None), labels)), labels.numpy()))
         expected = (counted.argmax(-1) == targets).float().mean().item()
@@ -83,13 +83,13 @@ def _as_arrays(reduced):
 
 
 def test_a_perplexity_beyond_all_numbers_is_infinite():
-    of = metrics.of_tokens(["perplexity"])
+    of = evaluation.of_tokens(["perplexity"])
     for loss in (1e4, math.nan):
         assert rated(of, [loss], [[5, 5]]) == {"perplexity": math.inf}
 
 
 def test_predictions_that_are_no_numbers_have_no_metric_of_zero():
-    of = metrics.of_numbers(["pearson", "spearmanr", "mse"])
+    of = evaluation.of_numbers(["pearson", "spearmanr", "mse"])
     for broken in (math.nan, math.inf):
         found = rated(of, [0.0, broken, 2.0], [0.0, 1.0, 2.0])
         assert not any(map(math.isfinite, found.values())) and len(found) == 3
@@ -97,7 +97,7 @@ def test_predictions_that_are_no_numbers_have_no_metric_of_zero():
 
 def test_an_unreachable_metric_is_named():
     with pytest.raises(InputError, match="--metric 'no_such_metric' cannot be loaded: accuracy, f1, matthews"):
-        metrics.of_classes(["accuracy", "no_such_metric"], 2)
+        evaluation.of_classes(["accuracy", "no_such_metric"], 2)
 
 
 def script(folder, name, gives):
@@ -117,14 +117,14 @@ def script(folder, name, gives):
 
 
 def test_a_local_script_is_a_metric(tmp_path):
-    of = metrics.of_classes(["accuracy", script(tmp_path, "errors", "{'errors': wrong}")], 3)
+    of = evaluation.of_classes(["accuracy", script(tmp_path, "errors", "{'errors': wrong}")], 3)
     assert rated(of, [0, 1, 2], [0, 0, 0]) == {"accuracy": pytest.approx(1 / 3), "errors": 2}
 
 
 @pytest.mark.parametrize("gives", ["None", "{}", "{'matrix': [[1, 2]]}", "{'rows': np.zeros(2)}", "{'of': {'a': 1}}"])
 def test_a_metric_without_a_number_is_refused_before_the_training(tmp_path, gives):
     with pytest.raises(InputError, match="--metric .*odd' is not allowed: it gives no number, but ") as refused:
-        metrics.of_classes([script(tmp_path, "odd", gives)], 3)
+        evaluation.of_classes([script(tmp_path, "odd", gives)], 3)
     assert "\n" not in str(refused.value)
 
 
@@ -132,13 +132,13 @@ def test_what_is_no_number_is_left_out_by_name(tmp_path):
     """And where a number is none any more, it is nan: nothing takes that for the best."""
     gives = "{'n': np.float32(wrong), 'zero': np.array(0), 'each': [wrong], 'rate': None if wrong else 1.0}"
     with pytest.warns(LookbehindWarning, match="odd': no number, and not reported: each"):
-        of = metrics.of_classes([script(tmp_path, "odd", gives)], 3)
+        of = evaluation.of_classes([script(tmp_path, "odd", gives)], 3)
     assert of.keys == ["n", "zero", "rate"]
     assert rated(of, [0, 1], [0, 0]) == {"n": 1, "zero": 0, "rate": pytest.approx(math.nan, nan_ok=True)}
 
 
 def test_predicted_classes_take_the_logits():
-    of = metrics.of_classes(["accuracy"], 2)
+    of = evaluation.of_classes(["accuracy"], 2)
     logits = torch.tensor([[0.0, 1.0], [3.0, 2.0]])
     assert of.preprocess_logits(logits, None).tolist() == [1, 0]
     assert of.preprocess_logits((logits, None), None).tolist() == [1, 0]
@@ -146,4 +146,4 @@ def test_predicted_classes_take_the_logits():
 
 def test_a_metric_needs_a_name():
     with pytest.raises(InputError, match="--metric '' is not allowed"):
-        metrics.of_classes([""], 2)
+        evaluation.of_classes([""], 2)

@@ -23,7 +23,7 @@ from transformers import (
     T5Config,
 )
 
-from hf_lookbehind.programs import evaluation as metrics
+from hf_lookbehind.programs import evaluation
 from hf_lookbehind.programs.models import encoder_decoder, tokenization
 from hf_lookbehind.scripts.run_seq2seq import main, make_parser, train
 from tests.caches import set_caches
@@ -259,7 +259,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(case, trained, tmp_path, c
 
 @pytest.mark.parametrize("name, package", [("rouge", "rouge_score"), ("bleu", "sacrebleu")])
 def test_a_missing_package_is_named(tmp_path, monkeypatch, capfd, name, package):
-    monkeypatch.setattr(metrics, "find_spec", lambda wanted: None)
+    monkeypatch.setattr(evaluation, "find_spec", lambda wanted: None)
     flags = [*table(tmp_path / "a.csv"), *NEW_MODEL, "--predict_with_generate", "--metric", name]
     assert main([*flags, "--output_dir", str(tmp_path / "out")]) == 2
     assert f"--metric {name} needs the package {package}" in capfd.readouterr().err
@@ -345,7 +345,7 @@ def test_evaluations_generate_as_long_as_targets_are(trained, tmp_path, given, t
     generation.suppress_tokens = [tokenizer.pad_token_id, tokenizer.eos_token_id]  # no text ends by itself
     generation.save_pretrained(tmp_path / "model")
     seen = []
-    monkeypatch.setattr(metrics, "decode", lambda _, ids: seen.append(ids) or ["x"] * len(ids))
+    monkeypatch.setattr(evaluation, "decode", lambda _, ids: seen.append(ids) or ["x"] * len(ids))
     flags = [*table(tmp_path / "a.csv"), "--model_name_or_path", str(tmp_path / "model"), *QUICK, "--max_steps", "1"]
     flags += ["--predict_with_generate", "--metric", "exact_match", "--max_target_length", "2", *given]
     train([*flags, "--output_dir", str(tmp_path / "out")])
@@ -368,7 +368,7 @@ def test_padding_of_either_kind_is_no_text(trained):
     rows = np.full((2, 30), -100)
     rows[0, : len(ids[0])], rows[1, : len(ids[1])] = ids[0], ids[1]
     rows[1, len(ids[1]) : 25] = tokenizer.pad_token_id
-    assert metrics.decode(tokenizer, rows) == ["Emma", "Anne and Jane"]
+    assert evaluation.decode(tokenizer, rows) == ["Emma", "Anne and Jane"]
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from datasets import Dataset
 
 from hf_lookbehind.programs.cli.arguments import DataArguments
-from hf_lookbehind.programs.data import sources as data
+from hf_lookbehind.programs.data import sources
 from hf_lookbehind.programs.data.caching import state_of
 from hf_lookbehind.programs.data.texts import TextDataArguments, encode_texts, load_texts
 from tests.caches import set_caches
@@ -75,7 +75,7 @@ def test_a_folder_whose_files_changed_under_one_time_stamp_is_read_again(tmp_pat
             linked(folder / "sub" / "train.csv", texts)
         else:
             write(folder / "sub" / "train.csv" if kind == "below" else folder / f"train.{kind}", texts)
-        found.append(data.load_splits(DataArguments(dataset_name=str(folder)), built_in={})["train"]["text"][:])
+        found.append(sources.load_splits(DataArguments(dataset_name=str(folder)), built_in={})["train"]["text"][:])
     assert found == [["one", "two"], ["six", "ten"]]
 
 
@@ -91,7 +91,9 @@ def test_what_was_made_of_a_saved_dataset_is_made_again_when_its_files_changed(t
             shutil.copytree(tmp_path / "new", part, dirs_exist_ok=True)
         if of_splits:
             (folder / "dataset_dict.json").write_text('{"splits": ["train"]}')
-        rows = data.take_split(data.load_splits(DataArguments(dataset_name=str(folder)), built_in={}), "train", "")
+        rows = sources.take_split(
+            sources.load_splits(DataArguments(dataset_name=str(folder)), built_in={}), "train", ""
+        )
         found.append(encode_texts(rows, ["text"], lengths)["length"][:])
     assert found == [[3, 3], [5, 6], [5, 6]]
     assert len(list(part.glob("cache-*.arrow"))) == 2  # what has not changed is not made again

@@ -8,8 +8,7 @@ from datasets.exceptions import DatasetsError
 
 from hf_lookbehind.config import InputError
 from hf_lookbehind.programs.cli.arguments import DataArguments
-from hf_lookbehind.programs.data import sources as data
-from hf_lookbehind.programs.data import texts
+from hf_lookbehind.programs.data import sources, texts
 from hf_lookbehind.programs.data.rows import read_rows
 from hf_lookbehind.programs.data.texts import TextDataArguments
 
@@ -59,7 +58,9 @@ def test_a_column_has_one_type_in_the_whole_file(tmp_path):
     typed = {"a": late(1, 1.5), "b": late(None, "x"), "c": late([], ["a"]), "d": late(1, "other")}
     rows = lines(dict(zip(typed, row, strict=True)) for row in zip(*typed.values(), strict=True))
     assert columns(tmp_path, "a.jsonl", rows) | {"d": typed["d"]} == typed
-    part = data.take_split({"train": read_rows(tmp_path / "a.jsonl", str(tmp_path / "cache"))}, "train", "train_split")
+    part = sources.take_split(
+        {"train": read_rows(tmp_path / "a.jsonl", str(tmp_path / "cache"))}, "train", "train_split"
+    )
     assert part.column("d") == typed["d"]
 
 
@@ -120,6 +121,6 @@ def test_a_folder_of_files_is_read_as_files_are(tmp_path):
     (tmp_path / "data" / "test.csv").write_text("text,label\na, b,1\nc, d,1\n")
     args, cache = DataArguments(dataset_name=str(tmp_path / "data")), str(tmp_path / "cache")
     with pytest.raises(InputError, match="--dataset_name '.*data' cannot be read: test.csv: line 2 has 3 fields"):
-        data.load_splits(args, built_in={}, cache_dir=cache)
+        sources.load_splits(args, built_in={}, cache_dir=cache)
     (tmp_path / "data" / "test.csv").unlink()
-    assert data.load_splits(args, built_in={}, cache_dir=cache)["train"]["text"][:] == ["005"]
+    assert sources.load_splits(args, built_in={}, cache_dir=cache)["train"]["text"][:] == ["005"]

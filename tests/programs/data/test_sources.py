@@ -9,7 +9,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from hf_lookbehind.config import InputError
 from hf_lookbehind.programs.cli.arguments import DataArguments
 from hf_lookbehind.programs.data import labels as label_tools
-from hf_lookbehind.programs.data import sources as data
+from hf_lookbehind.programs.data import sources
 
 
 def labelled(labels, feature=None):
@@ -33,7 +33,7 @@ STRATA = partial(label_tools.classes_that_occur, column="label")
     ],
 )
 def test_slices_choose_rows(spec, rows):
-    assert data.take_split(SPLITS, spec, "train_split").column("x") == rows
+    assert sources.take_split(SPLITS, spec, "train_split").column("x") == rows
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_slices_choose_rows(spec, rows):
 )
 def test_bad_slices_are_refused(spec, message):
     with pytest.raises(InputError, match=f"--train_split .*{message}"):
-        data.take_split(SPLITS, spec, "train_split")
+        sources.take_split(SPLITS, spec, "train_split")
 
 
 @pytest.mark.parametrize(
@@ -56,38 +56,38 @@ def test_bad_slices_are_refused(spec, message):
     ],
 )
 def test_parts(flags, sizes):
-    parts = data.choose_parts(DataArguments(**flags), SPLITS, seed=0, test=False, strata=STRATA)
+    parts = sources.choose_parts(DataArguments(**flags), SPLITS, seed=0, test=False, strata=STRATA)
     assert {name: len(part) for name, part in parts.items()} == sizes
 
 
 def test_a_split_called_validation_is_used():
     splits = {"train": SPLITS["train"], "validation": SPLITS["test"]}
-    parts = data.choose_parts(DataArguments(), splits, seed=0, test=False, strata=STRATA)
+    parts = sources.choose_parts(DataArguments(), splits, seed=0, test=False, strata=STRATA)
     assert len(parts["train"]) == 100 and len(parts["validation"]) == 20
 
 
 def test_only_the_splits_that_are_used_need_the_columns():
     splits = SPLITS | {"validation": SPLITS["test"], "unused": Dataset.from_dict({"x": [1]})}
     columns, of = ["label"], dict(seed=0, test=False, strata=STRATA)
-    assert len(data.choose_parts(DataArguments(), splits, columns, **of)["train"]) == 100
+    assert len(sources.choose_parts(DataArguments(), splits, columns, **of)["train"]) == 100
     with pytest.raises(InputError, match="'unused' has no column 'label'; its columns are 'x'"):
-        data.choose_parts(DataArguments(test_split="unused"), splits, columns, **of)
+        sources.choose_parts(DataArguments(test_split="unused"), splits, columns, **of)
 
 
 def test_the_validation_part_is_stratified_seeded_and_apart():
     labels = np.array([0] * 80 + [1] * 20)
-    train, validation = data.stratified_split(labels, 0.15, seed=1)
+    train, validation = sources.stratified_split(labels, 0.15, seed=1)
     assert np.bincount(labels[validation]).tolist() == [12, 3]
     assert sorted([*train, *validation]) == list(range(100))
-    assert np.array_equal(validation, data.stratified_split(labels, 0.15, seed=1)[1])
-    assert not np.array_equal(validation, data.stratified_split(labels, 0.15, seed=2)[1])
+    assert np.array_equal(validation, sources.stratified_split(labels, 0.15, seed=1)[1])
+    assert not np.array_equal(validation, sources.stratified_split(labels, 0.15, seed=2)[1])
 
 
 def test_subsets_are_seeded():
-    assert data.random_subset(5, None, 0).tolist() == [0, 1, 2, 3, 4]
-    subset = data.random_subset(100, 10, 0)
-    assert len(set(subset)) == 10 and np.array_equal(subset, data.random_subset(100, 10, 0))
-    assert not np.array_equal(subset, data.random_subset(100, 10, 1))
+    assert sources.random_subset(5, None, 0).tolist() == [0, 1, 2, 3, 4]
+    subset = sources.random_subset(100, 10, 0)
+    assert len(set(subset)) == 10 and np.array_equal(subset, sources.random_subset(100, 10, 0))
+    assert not np.array_equal(subset, sources.random_subset(100, 10, 1))
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.3, 1.0])
@@ -111,13 +111,13 @@ def test_label_noise_replaces_its_fraction_by_other_classes(fraction):
     ],
 )
 def test_labels_of_every_kind(values, feature, names, encoded):
-    part = data.take_split({"train": labelled(values, feature)}, "train", "train_split")
+    part = sources.take_split({"train": labelled(values, feature)}, "train", "train_split")
     assert label_tools.class_names(part, "label") == names
     assert label_tools.encode_labels(part, "label", names).tolist() == encoded
 
 
 def test_labels_are_matched_by_name():
-    part = data.take_split(SPLITS, "test", "test_split")
+    part = sources.take_split(SPLITS, "test", "test_split")
     assert set(label_tools.encode_labels(part, "label", ["c", "b", "a"])) == {0}
 
 
@@ -130,22 +130,22 @@ def test_labels_are_matched_by_name():
     ],
 )
 def test_labels_that_do_not_fit_are_refused(labels, names, message):
-    part = data.take_split({"train": labelled(labels)}, "train", "train_split")
+    part = sources.take_split({"train": labelled(labels)}, "train", "train_split")
     with pytest.raises(InputError, match=message):
         label_tools.encode_labels(part, "label", names)
 
 
 def test_columns_that_hold_no_labels_are_refused():
-    part = data.take_split({"train": labelled([0.5], Value("float32"))}, "train", "train_split")
+    part = sources.take_split({"train": labelled([0.5], Value("float32"))}, "train", "train_split")
     with pytest.raises(InputError, match="--label_column_name 'label' holds no class labels"):
         label_tools.class_names(part, "label")
 
 
 def test_a_missing_column_lists_those_that_exist():
-    assert data.find_column(SPLITS["train"], None, ["labels", "label"], "label_column_name") == "label"
+    assert sources.find_column(SPLITS["train"], None, ["labels", "label"], "label_column_name") == "label"
     for given in ("y", None):
         with pytest.raises(InputError, match="columns are 'x', 'label'"):
-            data.find_column(SPLITS["train"], given, ["labels"], "label_column_name")
+            sources.find_column(SPLITS["train"], given, ["labels"], "label_column_name")
 
 
 @pytest.mark.parametrize("form", ["dataset", "dict", "csv"])
@@ -159,7 +159,7 @@ def test_local_folders_are_read(tmp_path, form):
         folder.mkdir()
         SPLITS["train"].to_csv(folder / "train.csv")
     args = DataArguments(dataset_name=str(folder))
-    splits = data.load_splits(args, built_in={}, cache_dir=str(tmp_path / "cache"))
+    splits = sources.load_splits(args, built_in={}, cache_dir=str(tmp_path / "cache"))
     assert len(splits["train"]) == 100
     assert ("test" in splits) == (form == "dict")
 
@@ -167,11 +167,11 @@ def test_local_folders_are_read(tmp_path, form):
 def test_a_built_in_dataset_is_not_hidden_by_a_folder_of_that_name(tmp_path, monkeypatch):
     (tmp_path / "small").mkdir()
     monkeypatch.chdir(tmp_path)
-    splits = data.load_splits(DataArguments(dataset_name="small"), built_in={"small": lambda: SPLITS["train"]})
+    splits = sources.load_splits(DataArguments(dataset_name="small"), built_in={"small": lambda: SPLITS["train"]})
     assert len(splits["train"]) == 100
 
 
 def test_an_unreachable_dataset_is_named(monkeypatch):
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     with pytest.raises(InputError, match="--dataset_name 'no/such' is neither a folder here nor reachable"):
-        data.load_splits(DataArguments(dataset_name="no/such"), built_in={})
+        sources.load_splits(DataArguments(dataset_name="no/such"), built_in={})
