@@ -15,10 +15,10 @@ import os, pathlib, sys, time
 from hf_lookbehind.programs.cli.lock import hold
 with hold(pathlib.Path(sys.argv[1])):
     if not os.fork():
-        print("forked", flush=True)
+        os.write(1, b"forked\\n")
         time.sleep(5)  # as a worker of a data loader, which outlives a process that is killed for a while
         os._exit(0)
-    print("held", flush=True)
+    os.write(1, b"held\\n")
     time.sleep(60)
 """
 
