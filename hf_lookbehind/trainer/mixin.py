@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 
 from ..config import InputError, LookbehindConfig
 from ..optim.base_optimizer import unwrap_accelerate
@@ -128,7 +128,7 @@ class LookbehindMixin(GradientsMixin, LogsMixin, ResumeMixin, HubMixin, SearchMi
             )
 
     def _inner_descent(self, model: nn.Module, pass_index: int) -> None:
-        """Descents 1..k-1, as `Trainer._run_epoch` does the last."""
+        """Descents 1..k-1, as the Trainer's loop does the last."""
         if self.transform_gradient is not None:
             self.transform_gradient(pass_index)
         if self.args.max_grad_norm > 0:
@@ -148,8 +148,8 @@ class LookbehindMixin(GradientsMixin, LogsMixin, ResumeMixin, HubMixin, SearchMi
 
     # ---- around the training loop ----
 
-    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
-        prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+    def _begin_training(self, resume_from_checkpoint: str | None) -> None:
+        """The optimizer is there, and its state is that of the checkpoint: the iteration is made."""
         scaler = self.accelerator.scaler
         self._lookbehind = Lookbehind(
             trained_module(self),
@@ -166,7 +166,6 @@ class LookbehindMixin(GradientsMixin, LogsMixin, ResumeMixin, HubMixin, SearchMi
         self._lookbehind_log = IterationLog(self, self._lookbehind)
         self._lookbehind_watch = GradientWatch(self, LookbehindMixin)
         self.add_callback(self._lookbehind_watch)
-        return prepared
 
     def _inner_training_loop(
         self,
@@ -181,6 +180,8 @@ class LookbehindMixin(GradientsMixin, LogsMixin, ResumeMixin, HubMixin, SearchMi
             warn_if_config_differs(resume_from_checkpoint, self.lookbehind_config)
         self._window = []
         try:
+            # first: what others do in these events meets an iteration that is there
+            self.callback_handler.callbacks.insert(0, LoopEvents(self, resume_from_checkpoint))
             return super()._inner_training_loop(batch_size, args, resume_from_checkpoint, trial, ignore_keys_for_eval)
         finally:
             try:
@@ -189,17 +190,39 @@ class LookbehindMixin(GradientsMixin, LogsMixin, ResumeMixin, HubMixin, SearchMi
             finally:
                 for hook in self._hooks:
                     hook.remove()
+                self.remove_callback(LoopEvents)
                 self.remove_callback(GradientWatch)
                 self._window, self._hooks, self._lookbehind = [], [], None
                 self._lookbehind_watch = None
 
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        steps = self.state.global_step
-        super()._run_epoch(*args, **kwargs)
-        if self.state.global_step == steps and not (
+    def _check_epoch(self, first_step: int) -> None:
+        """Refuse an epoch that is over without a step: there will be others like it."""
+        if self.state.global_step == first_step and not (
             self.control.should_epoch_stop or self.control.should_training_stop
         ):
             raise InputError(
                 f"an epoch gives {len(self._window)} micro-batches, fewer than gradient_accumulation_steps="
                 f"{self.args.gradient_accumulation_steps}: no step would ever be taken"
             )
+
+
+class LoopEvents(TrainerCallback):
+    """What a training does between its steps, from the events of the Trainer's loop.
+
+    Args:
+        trainer: with `LookbehindMixin`.
+        checkpoint: that it resumes, or None.
+    """
+
+    def __init__(self, trainer: Any, checkpoint: str | None):
+        self._trainer, self._checkpoint = trainer, checkpoint
+        self._first_step = 0  # of the epoch
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._trainer._begin_training(self._checkpoint)
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self._first_step = state.global_step
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        self._trainer._check_epoch(self._first_step)

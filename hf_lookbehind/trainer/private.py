@@ -14,8 +14,6 @@ from torch import Tensor
 # Methods of `Trainer` that the classes of `LookbehindMixin` override, and what each is for.
 OVERRIDDEN = {
     "_inner_training_loop": "the training, inside the retry of auto_find_batch_size: after it the weights are slow",
-    "_prepare_for_training": "the optimizer is there now, and no step has been taken: the iteration is made",
-    "_run_epoch": "an epoch, which may have been too short for a step",
     "_clip_grad_norm": "clips, before each descent",
     "_get_grad_norm": "measures what was clipped, just before the last descent",
     "_maybe_log_save_evaluate": "writes the Trainer's own row of the logs, if one is due",

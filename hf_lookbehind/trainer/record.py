@@ -159,10 +159,10 @@ def recorded(trainer_class: Any) -> Any:
             self.training_record = TrainingRecord()
             super().__init__(*args, **kwargs)
 
-        def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        def _begin_training(self, resume_from_checkpoint: str | None) -> None:
             # once for each batch size that `auto_find_batch_size` tries
             self.training_record.restart()
-            return super()._prepare_for_training(*args, **kwargs)
+            super()._begin_training(resume_from_checkpoint)
 
         def _record(self, stats: LookbehindStats) -> None:
             self.training_record.count(stats, self.lookbehind_config.ascent_fraction)
