@@ -1,10 +1,11 @@
 """Every private name of transformers and accelerate that is touched, and what it is: all there are.
 
-Seen in transformers 5.23.0 and accelerate 1.15.0: what a later version renames breaks here, and nowhere else.
+Seen in transformers 5.5.4 to 5.23.0 and accelerate 1.10.1 to 1.15.0, but for what says since when. What a later
+version renames breaks here, and nowhere else.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from accelerate import Accelerator
@@ -75,8 +76,8 @@ def steps_since_log(trainer: Any) -> range:
 
 
 def steps_of_this_process(trainer: Any) -> range:
-    """The steps since the training began or was resumed."""
-    return range(trainer._initial_global_step, trainer.state.global_step)
+    """The steps that the Trainer divides the sum of all losses by: of this process, in earlier versions of all."""
+    return range(getattr(trainer, "_initial_global_step", 0), trainer.state.global_step)
 
 
 def summed_loss(trainer: Any) -> Tensor:
@@ -98,9 +99,19 @@ def set_sync_gradients(accelerator: Accelerator, value: bool) -> None:
     accelerator.gradient_state._set_sync_gradients(value)
 
 
-def deferred_reduction(trainer: Any) -> AbstractContextManager[None]:
-    """Within it, a model that transformers has sharded reduces no gradients."""
-    return trainer._defer_fsdp_gradient_reduction()
+def is_sharded_by_transformers(trainer: Any) -> bool:
+    """Whether `from_pretrained(distributed_config=...)` has sharded the model, and the Trainer knows: since 5.19."""
+    return getattr(trainer, "is_distributed_loading_by_transformers", False)
+
+
+@contextmanager
+def deferred_reduction(trainer: Any) -> Iterator[None]:
+    """Within it, a model that transformers has sharded reduces no gradients. Since 5.23 the Trainer has its own."""
+    trainer.model.set_requires_gradient_sync(False)
+    try:
+        yield
+    finally:
+        trainer.model.set_requires_gradient_sync(True)
 
 
 def forget_accelerator_settings() -> None:

@@ -14,6 +14,7 @@ from transformers.utils.import_utils import is_sagemaker_mp_enabled
 from ..config import InputError, LookbehindConfig
 from ..optim.base_optimizer import check_optimizer
 from ..tensors.names import parameter_names, select_targets
+from .private import is_sharded_by_transformers
 from .trained import trained_module
 
 # Their `training_step` only wraps the Trainer's: it can be repeated.
@@ -62,22 +63,19 @@ def _parallelism(trainer: Trainer, config: LookbehindConfig) -> Iterator[str]:
             f"nn.DataParallel over {args.n_gpu} GPUs is not supported. Start with torchrun or accelerate launch, or "
             "set CUDA_VISIBLE_DEVICES to one GPU"
         )
-    if args.ddp_static_graph and args.gradient_accumulation_steps > 1:
+    if getattr(args, "ddp_static_graph", False) and args.gradient_accumulation_steps > 1:
         yield "ddp_static_graph=True is not supported with gradient_accumulation_steps > 1. Leave it out"
-    sharding = getattr(trainer.model.config, "distributed_config", None) if _is_sharded(trainer) else None
+    is_sharded = is_sharded_by_transformers(trainer)
+    sharding = getattr(trainer.model.config, "distributed_config", None) if is_sharded else None
     if (
         sharding is not None
-        and max(sharding.tp_size, sharding.dp_replicate_size, sharding.pp_size, sharding.ep_size) > 1
+        and max(sharding.tp_size, getattr(sharding, "dp_replicate_size", 1), sharding.pp_size, sharding.ep_size) > 1
     ):
         yield "HSDP, tensor, pipeline and expert parallelism are not supported. Use fsdp_size alone, or DDP"
     if sharding is not None and (sharding.fsdp_cpu_offload or sharding.fsdp_mixed_precision):
         yield "fsdp_cpu_offload and fsdp_mixed_precision are not supported. Leave them out"
-    if _is_sharded(trainer) and not config.sync_ascent:
+    if is_sharded and not config.sync_ascent:
         yield "sync_ascent=False is not supported with sharded parameters. Use sync_ascent=True, or DDP"
-
-
-def _is_sharded(trainer: Trainer) -> bool:
-    return trainer.is_distributed_loading_by_transformers
 
 
 def _optimizer(trainer: Trainer, config: LookbehindConfig) -> Iterator[str]:

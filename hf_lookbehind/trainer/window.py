@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..config import InputError
 from ..tensors.copies import Given
 from ..tensors.foreach import accumulation_dtype
-from .private import deferred_reduction, items_in, set_sync_gradients
+from .private import deferred_reduction, is_sharded_by_transformers, items_in, set_sync_gradients
 
 
 class MicroBatch(NamedTuple):
@@ -98,7 +98,7 @@ class Window:
         is_last_or_each = is_last or accelerator.gradient_state.plugin_kwargs.get("sync_each_batch", False)
         if is_last_or_each and trainer.lookbehind_config.sync_ascent:
             context = nullcontext()
-        elif trainer.is_distributed_loading_by_transformers:
+        elif is_sharded_by_transformers(trainer):
             context = deferred_reduction(trainer)
         else:
             context = accelerator.no_sync(self._model)

@@ -38,10 +38,12 @@ def point_at(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> No
     template = url + "/{repo_id}/resolve/{revision}/{filename}"
     for name, value in {"ENDPOINT": url, "HUGGINGFACE_CO_URL_TEMPLATE": template, "HF_HUB_OFFLINE": False}.items():
         monkeypatch.setattr(constants, name, value)
-    monkeypatch.setattr(constants, "HF_URL_HOSTS", constants.HF_URL_HOSTS | {"127.0.0.1"})
+    # two that older versions lack
+    hosts = getattr(constants, "HF_URL_HOSTS", frozenset())
+    monkeypatch.setattr(constants, "HF_URL_HOSTS", hosts | {"127.0.0.1"}, raising=False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", os.path.join(home, "hub"))
     monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", url)
-    monkeypatch.setattr("transformers.utils.hub._hf_api", None)
+    monkeypatch.setattr("transformers.utils.hub._hf_api", None, raising=False)
 
 
 def load_in_fresh_process(hub: HubServer, home, *models):

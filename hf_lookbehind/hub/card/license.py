@@ -1,10 +1,11 @@
 """The license of the model that was fine-tuned, which the fine-tuned one inherits."""
 
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import HfApi, ModelCard, try_to_load_from_cache
+from huggingface_hub import HfApi, ModelCard, get_session, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
-from huggingface_hub.utils import httpx
 
 from ..file_names import CARD_NAME
 
@@ -37,6 +38,11 @@ def license_of(base: str | None, *, ask: bool, token: str | None = None) -> str 
 def _on_hub(base: str, token: str | None) -> str | None:
     try:
         card = HfApi(token=token).model_info(base, timeout=DEADLINE).card_data
-    except (httpx.HTTPError, OfflineModeIsEnabled, ValueError):
+    except (_http_library().HTTPError, OfflineModeIsEnabled, ValueError):
         return None
     return card.get("license") if card is not None else None
+
+
+def _http_library() -> Any:
+    """The package by which huggingface_hub asks: httpx up to 1.x, httpx2 from 2.0 on."""
+    return import_module(type(get_session()).__module__.partition(".")[0])
