@@ -8,13 +8,13 @@ from collections.abc import Iterator
 
 import torch
 from transformers import Trainer
-from transformers.training_args import OptimizerNames, ParallelMode
+from transformers.training_args import OptimizerNames
 from transformers.utils.import_utils import is_sagemaker_mp_enabled
 
 from ..config import InputError, LookbehindConfig
 from ..optim.base_optimizer import check_optimizer
 from ..tensors.names import parameter_names, select_targets
-from .private import is_sharded_by_transformers
+from .engines import engine_of
 from .trained import trained_module
 
 # Their `training_step` only wraps the Trainer's: it can be repeated.
@@ -43,39 +43,15 @@ def refuse_unsupported(trainer: Trainer, mixin: type, config: LookbehindConfig) 
 
 
 def _parallelism(trainer: Trainer, config: LookbehindConfig) -> Iterator[str]:
-    args, accelerator = trainer.args, trainer.accelerator
-    if trainer.is_deepspeed_enabled:
-        yield "DeepSpeed is not supported: its engine steps inside backward. Use DDP (torchrun, accelerate launch)"
+    accelerator = trainer.accelerator
     if accelerator.distributed_type.value == "XLA":
         yield "XLA devices are not supported. Use CPU or GPU devices with DDP"
     if is_sagemaker_mp_enabled():
         yield "SageMaker model parallelism is not supported. Use DDP"
-    if trainer.is_fsdp_enabled or trainer.is_fsdp_xla_enabled:
-        yield (
-            "FSDP through the Trainer's arguments is not supported. Load the model sharded, by from_pretrained(..., "
-            "distributed_config=DistributedConfig(fsdp_size=N)), or use DDP"
-        )
+    yield from engine_of(trainer).refusals(config)
     parallelism = getattr(accelerator, "parallelism_config", None)
     if parallelism is not None and parallelism.non_data_parallel_size > 1:
         yield "tensor, context and sequence parallelism are not supported. Use DDP (torchrun, accelerate launch)"
-    if args.n_gpu > 1 and args.parallel_mode == ParallelMode.NOT_DISTRIBUTED:
-        yield (
-            f"nn.DataParallel over {args.n_gpu} GPUs is not supported. Start with torchrun or accelerate launch, or "
-            "set CUDA_VISIBLE_DEVICES to one GPU"
-        )
-    if getattr(args, "ddp_static_graph", False) and args.gradient_accumulation_steps > 1:
-        yield "ddp_static_graph=True is not supported with gradient_accumulation_steps > 1. Leave it out"
-    is_sharded = is_sharded_by_transformers(trainer)
-    sharding = getattr(trainer.model.config, "distributed_config", None) if is_sharded else None
-    if (
-        sharding is not None
-        and max(sharding.tp_size, getattr(sharding, "dp_replicate_size", 1), sharding.pp_size, sharding.ep_size) > 1
-    ):
-        yield "HSDP, tensor, pipeline and expert parallelism are not supported. Use fsdp_size alone, or DDP"
-    if sharding is not None and (sharding.fsdp_cpu_offload or sharding.fsdp_mixed_precision):
-        yield "fsdp_cpu_offload and fsdp_mixed_precision are not supported. Leave them out"
-    if is_sharded and not config.sync_ascent:
-        yield "sync_ascent=False is not supported with sharded parameters. Use sync_ascent=True, or DDP"
 
 
 def _optimizer(trainer: Trainer, config: LookbehindConfig) -> Iterator[str]:

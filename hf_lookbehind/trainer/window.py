@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from ..config import InputError
 from ..tensors.copies import Given
 from ..tensors.foreach import accumulation_dtype
-from .private import deferred_reduction, is_sharded_by_transformers, items_in, set_sync_gradients
+from .engines import engine_of
+from .private import items_in, set_sync_gradients
 
 
 class MicroBatch(NamedTuple):
@@ -98,10 +99,8 @@ class Window:
         is_last_or_each = is_last or accelerator.gradient_state.plugin_kwargs.get("sync_each_batch", False)
         if is_last_or_each and trainer.lookbehind_config.sync_ascent:
             context = nullcontext()
-        elif is_sharded_by_transformers(trainer):
-            context = deferred_reduction(trainer)
         else:
-            context = accelerator.no_sync(self._model)
+            context = engine_of(trainer).deferred_reduction(self._model)
         set_sync_gradients(accelerator, is_last)
         try:
             with context:
