@@ -33,8 +33,14 @@ def is_sharded(tensor: Tensor) -> bool:
 
 
 def shard_dimension(tensor: Tensor) -> int | None:
-    """The dimension along which the first dimension of its mesh cuts it; None: each process holds all of it."""
-    return getattr(tensor.placements[0], "dim", None) if isinstance(tensor, DTensor) else None
+    """The dimension along which it is cut; None: each process holds all of it."""
+    cuts = _cuts(tensor)
+    return getattr(tensor.placements[cuts[0]], "dim", None) if isinstance(tensor, DTensor) and cuts else None
+
+
+def _cuts(tensor: Tensor) -> list[int]:
+    """The dimensions of its mesh over which a tensor is cut; over others are copies of the same part (HSDP)."""
+    return [i for i, p in enumerate(tensor.placements) if p.is_shard()] if isinstance(tensor, DTensor) else []
 
 
 def laid_out_as(whole: Tensor, parameter: Tensor) -> Tensor:
@@ -67,14 +73,15 @@ def mean_over_processes(values: Sequence[float], device: torch.device) -> list[f
 
 
 def check_layout(parameters: Sequence[Tensor]) -> None:
-    """Raise `InputError` for sharded parameters other than plain FSDP2's, which lie on one mesh of one dimension."""
+    """Raise `InputError` for sharded parameters other than FSDP2's: of one mesh, and cut over one dimension of it."""
     sharded = [p for p in parameters if isinstance(p, DTensor)]
-    if any(p.device_mesh != sharded[0].device_mesh or p.device_mesh.ndim != 1 for p in sharded):
+    cuts = {tuple(_cuts(p)) for p in sharded} - {()}
+    if any(p.device_mesh != sharded[0].device_mesh for p in sharded) or len(cuts) > 1 or any(len(c) > 1 for c in cuts):
         raise InputError(
-            "parameters on a device mesh of several dimensions, or on several meshes (HSDP, tensor parallelism), are "
-            "not supported. Use DDP, or FSDP2 over one dimension"
+            "parameters that are cut over several dimensions of a device mesh, or lie on several meshes (tensor "
+            "parallelism), are not supported. Use DDP, or FSDP2 with or without replicas"
         )
-    if any(p.placements[0].is_partial() for p in sharded):
+    if any(placement.is_partial() for p in sharded for placement in p.placements):
         raise InputError("parameters with a partial placement are not supported. Use DDP or FSDP2")
 
 
@@ -92,13 +99,12 @@ def sum_over_shards(values: Tensor, tensors: Sequence[Tensor]) -> Tensor:
         values: shape `(..., len(tensors))`, one number (or more) from each tensor's local part.
         tensors: whose parts they are; those that a process holds whole keep their value.
     """
-    meshes = [t.device_mesh if isinstance(t, DTensor) and t.placements[0].is_shard() else None for t in tensors]
-    mesh = next((mesh for mesh in meshes if mesh is not None), None)
-    if mesh is None:
+    first = next((t for t in tensors if _cuts(t)), None)
+    if not isinstance(first, DTensor):
         return values
-    mask = torch.tensor([mesh is not None for mesh in meshes], device=values.device)
+    mask = torch.tensor([bool(_cuts(t)) for t in tensors], device=values.device)
     total = torch.where(mask, values, 0)
-    dist.all_reduce(total, group=mesh.get_group())
+    dist.all_reduce(total, group=first.device_mesh.get_group(_cuts(first)[0]))
     return torch.where(mask, total, values)
 
 

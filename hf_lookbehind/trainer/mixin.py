@@ -15,6 +15,7 @@ from ..config import InputError, LookbehindConfig
 from ..optim.base_optimizer import unwrap_accelerate
 from ..optim.lookbehind import Lookbehind
 from ..optim.stats import LookbehindStats
+from .engines import EngineMixin, engine_of
 from .gradients import GradientsMixin, GradientWatch
 from .hub import HubMixin
 from .hyperparameter_search import SearchMixin
@@ -27,7 +28,7 @@ from .trained import trained_module
 from .window import MicroBatch, Window
 
 
-class LookbehindMixin(GradientsMixin, LogsMixin, ResumeMixin, HubMixin, SearchMixin):
+class LookbehindMixin(EngineMixin, GradientsMixin, LogsMixin, ResumeMixin, HubMixin, SearchMixin):
     """Gives a `Trainer` class the Lookbehind iteration: `class MySFT(LookbehindMixin, SFTTrainer)`.
 
     What the Trainer does per optimizer step stays: one window of micro-batches, one scheduler step, one entry in the
@@ -81,6 +82,7 @@ class LookbehindMixin(GradientsMixin, LogsMixin, ResumeMixin, HubMixin, SearchMi
         self._window: list[MicroBatch] = []
         self._hooks: list[Any] = []
         super().__init__(*args, **kwargs)
+        self._lookbehind_engine = engine_of(self)
         refuse_unsupported(self, LookbehindMixin, lookbehind_config)
         DeferredJITCheckpointCallback.defer(self.callback_handler.callbacks)
 

@@ -7,10 +7,13 @@ import json
 import os
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from torch import nn
+from torch.distributed.checkpoint import FileSystemReader
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainerState
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
@@ -19,6 +22,7 @@ from transformers.utils import logging
 
 from ..config import InputError, LookbehindConfig, load_calibration
 from .base import MixinBase
+from .engines import optimizer_state_in, refuse_other_engine
 from .private import INCOMPLETE_NAME, warn_of_missing_weights
 from .weights import load_weights, refuse_other_model
 
@@ -37,6 +41,8 @@ class ResumeMixin(MixinBase):
                     f"No valid checkpoint found in output directory ({self.args.output_dir}): "
                     "resume_from_checkpoint=True needs one that was written to its end"
                 )
+        if resume_from_checkpoint:
+            refuse_other_engine(self._lookbehind_engine, resume_from_checkpoint)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     @property
@@ -45,12 +51,17 @@ class ResumeMixin(MixinBase):
         return any(getattr(callback, "has_saved", False) for callback in self.callback_handler.callbacks)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """`Trainer.save_model`, with `lookbehind_config.json` beside the weights."""
+        """`Trainer.save_model`, with `lookbehind_config.json` beside the weights.
+
+        Only checkpoints are written in shards: FSDP's `SHARDED_STATE_DICT` alone would leave a model without weights.
+        """
         if self.args.should_save:
             folder = output_dir or self.args.output_dir
             os.makedirs(folder, exist_ok=True)
             self.lookbehind_config.save(folder, self._calibration and self._calibration.state())
-        super().save_model(output_dir, _internal_call=_internal_call)
+        is_checkpoint = _internal_call and output_dir is not None
+        with nullcontext() if is_checkpoint else self._lookbehind_engine.saving_whole():
+            super().save_model(output_dir, _internal_call=_internal_call)
 
     def _prepare_calibration(self, checkpoint: str | None) -> None:
         """With `rho="auto"`: go on with what the checkpoint had found."""
@@ -89,7 +100,7 @@ class ResumeMixin(MixinBase):
         if super()._load_from_checkpoint.__func__ is Trainer._load_from_checkpoint:
             # a class that loads in a way of its own knows what it has saved
             refuse_other_model(given, resume_from_checkpoint)
-        loaded = load_weights(given, resume_from_checkpoint)
+        loaded = self._load_weights(given, resume_from_checkpoint)
         if loaded is not None:
             warn_of_missing_weights(self, loaded)
         elif model is None:
@@ -98,11 +109,15 @@ class ResumeMixin(MixinBase):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
-        loaded = load_weights(self.model, self.state.best_model_checkpoint)
+        loaded = self._load_weights(self.model, self.state.best_model_checkpoint)
         if loaded is not None:
             warn_of_missing_weights(self, loaded)
         else:
             super()._load_best_model()
+
+    def _load_weights(self, model: nn.Module, checkpoint: str) -> Any:
+        """As `load_weights`; None for what the Trainer gives to its engine."""
+        return None if self._lookbehind_engine.loads(checkpoint) else load_weights(model, checkpoint)
 
 
 # ---- checkpoints ----
@@ -142,7 +157,7 @@ def find_best_again(state: TrainerState, checkpoint: str | Path) -> None:
 
 def warn_if_config_differs(checkpoint: str | Path, config: LookbehindConfig) -> None:
     """Warn when a run resumes under other settings than its checkpoint was made with, or without the optimizer."""
-    if not (Path(checkpoint) / OPTIMIZER_NAME).is_file():
+    if optimizer_state_in(checkpoint) is None:
         logger.warning(f"{checkpoint} holds the model only: what follows is not what an uninterrupted run would do")
     try:
         saved = LookbehindConfig.load(checkpoint)
@@ -180,10 +195,21 @@ def what_is_missing(checkpoint: Path) -> str | None:
     except ValueError:
         return f"its {TRAINER_STATE_NAME} is incomplete"
     # other processes write their random states at their own pace
-    for path in (checkpoint / OPTIMIZER_NAME, checkpoint / SCHEDULER_NAME, *checkpoint.glob("rng_state*.pth")):
+    written = (OPTIMIZER_NAME, SCHEDULER_NAME, "optimizer.bin", "pytorch_model_fsdp.bin")
+    for path in (*map(checkpoint.joinpath, written), *checkpoint.glob("rng_state*.pth")):
         if path.exists() and not zipfile.is_zipfile(path):
             return f"its {path.name} is incomplete"
-    return None
+    shards = (checkpoint / "optimizer_0", checkpoint / "pytorch_model_fsdp_0")
+    return next((f"its {path.name} is incomplete" for path in shards if path.is_dir() and not _is_whole(path)), None)
+
+
+def _is_whole(shards: Path) -> bool:
+    """Whether a folder of `torch.distributed.checkpoint` has all that its index, which is written last, tells of."""
+    try:
+        entries = FileSystemReader(shards).read_metadata().storage_data.values()
+        return all((shards / e.relative_path).stat().st_size >= e.offset + e.length for e in entries)
+    except (OSError, EOFError, UnpicklingError):
+        return False
 
 
 # ---- callbacks ----

@@ -33,6 +33,7 @@ from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_NAME
 from ..config import InputError
 from ..tensors.processes import is_sharded, laid_out_as
 from . import private
+from .engines import optimizer_state_in
 
 Weights = dict[str, Tensor]
 
@@ -91,7 +92,7 @@ def refuse_other_model(model: nn.Module, checkpoint: str | Path, *, exactly: boo
     own = _adapter_weights(module) if _has_adapters(module) else _own(module)
     found = saved if _has_adapters(module) else under_own_names(module, saved)
     check_sizes(own, found, checkpoint)
-    if exactly or (folder / OPTIMIZER_NAME).is_file():
+    if exactly or optimizer_state_in(folder) is not None:
         lacking = [name for name in missing(module, own, found) if own[name].requires_grad]
         left_over = [name for name in found if name not in own and not _is_ignored(module, name)]
         for names, which in ((lacking, "it"), (left_over, "this one")):
@@ -196,7 +197,9 @@ def _refuse_other_kind(model: nn.Module, checkpoint: Path) -> None:
     if not _has_adapters(model) and (checkpoint / ADAPTER_SAFE_WEIGHTS_NAME).is_file():
         raise InputError(f"{str(checkpoint)!r} is of another model: it holds adapters only, and this one has none")
     # pickled ones, adapters with names in folders of their own, and shards are the Trainer's to find
-    if not any(path.suffix in (".safetensors", ".bin", ".distcp") for path in checkpoint.glob("**/*model*")):
+    if optimizer_state_in(checkpoint) in (None, OPTIMIZER_NAME) and not any(
+        path.suffix in (".safetensors", ".bin") for path in checkpoint.glob("**/*model*")
+    ):
         raise InputError(f"Can't find a valid checkpoint at {str(checkpoint)!r}: it holds no weights")
 
 

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from ..config import InputError
 from ..tensors.copies import Given
 from ..tensors.foreach import accumulation_dtype
-from .engines import engine_of
 from .private import items_in, set_sync_gradients
 
 
@@ -100,7 +99,7 @@ class Window:
         if is_last_or_each and trainer.lookbehind_config.sync_ascent:
             context = nullcontext()
         else:
-            context = engine_of(trainer).deferred_reduction(self._model)
+            context = trainer._lookbehind_engine.deferred_reduction(self._model)
         set_sync_gradients(accelerator, is_last)
         try:
             with context:

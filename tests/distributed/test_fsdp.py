@@ -9,11 +9,14 @@ from tests.processes import run_group
 from tests.training import PLAIN, make_model
 
 
-@pytest.mark.parametrize(("model_name", "world"), [("vit", 2), ("mlp", 3)])
-def test_core_on_shards_equals_core_on_whole_parameters(model_name, world):
+@pytest.mark.parametrize(
+    ("model_name", "world", "replicas"),
+    [("vit", 2, 1), ("mlp", 3, 1), pytest.param("vit", 4, 2, marks=pytest.mark.slow)],
+)
+def test_core_on_shards_equals_core_on_whole_parameters(model_name, world, replicas):
     auto = {f"{ascent}, auto": dict(k=2, rho="auto", ascent=ascent) for ascent in RHO}
     methods = workers.METHODS | auto
-    ranks = run_group(workers.fsdp_core, methods, model_name, world=world)
+    ranks = run_group(workers.fsdp_core, methods, model_name, replicas, world=world)
     smallest = [results["sam"][2] for results in ranks]
     assert model_name == "vit" or min(smallest) == 0 < max(smallest)  # uneven shards, empty ones among them
     for name, config in methods.items():
@@ -34,9 +37,9 @@ def test_an_error_between_forward_and_backward_leaves_the_next_forward_at_phi():
         assert after == before
 
 
-def test_hsdp_and_m_sharpness_on_shards_are_refused_by_the_core():
-    for hsdp, m_sharpness in run_group(workers.refusals_on_shards):
-        assert "HSDP, tensor parallelism" in hsdp and "Use DDP" in hsdp
+def test_several_meshes_and_m_sharpness_on_shards_are_refused_by_the_core():
+    for meshes, m_sharpness in run_group(workers.refusals_on_shards):
+        assert "lie on several meshes (tensor parallelism)" in meshes and "Use DDP" in meshes
         assert "sync_ascent=False is not allowed with sharded parameters" in m_sharpness
 
 

@@ -119,10 +119,12 @@ def non_finite_on_one_rank(config, at, sync_ascent):
 # ---- FSDP2 ----
 
 
-def fsdp_core(configs, model_name, steps=6):
-    """The core on parameters sharded over two processes, uneven and empty shards among them."""
+def fsdp_core(configs, model_name, replicas=1, steps=6):
+    """The core on parameters sharded over the processes of each replica; uneven and empty shards among them."""
     dist.init_process_group("gloo")
-    mesh = torch.distributed.init_device_mesh("cpu", (dist.get_world_size(),))
+    shape, names = (replicas, dist.get_world_size() // replicas), ("replicate", "shard")
+    mesh = torch.distributed.init_device_mesh("cpu", shape, mesh_dim_names=names)
+    mesh = mesh["shard"] if replicas == 1 else mesh
     results = {}
     for name, config in configs.items():
         model, loss_fn = MODELS[model_name]()
@@ -167,12 +169,15 @@ def fsdp_error_between_forward_and_backward():
 
 
 def refusals_on_shards():
-    """What the core says to HSDP, and to m-sharpness on shards."""
+    """What the core says to parameters on several meshes, and to m-sharpness on shards."""
     dist.init_process_group("gloo")
+    one = torch.distributed.init_device_mesh("cpu", (2,))
+    other = torch.distributed.init_device_mesh("cpu", (1, 2), mesh_dim_names=("replicate", "shard"))
     said = []
-    for shape, names, config in (((1, 2), ("replicate", "shard"), {}), ((2,), ("shard",), dict(sync_ascent=False))):
+    for mesh, config in ((other, {}), (one, dict(sync_ascent=False))):
         model, _ = MODELS["vit"]()
-        fully_shard(model, mesh=torch.distributed.init_device_mesh("cpu", shape, mesh_dim_names=names))
+        fully_shard(model.vit, mesh=one)
+        fully_shard(model, mesh=mesh)
         try:
             Lookbehind(model, OPTIMIZERS["sgd"](groups(model)), LookbehindConfig(**config))
         except InputError as error:

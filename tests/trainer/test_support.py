@@ -95,7 +95,7 @@ def fake_trainer(**changes):
     settings = dict(
         is_deepspeed_enabled=False, is_fsdp_enabled=False, is_fsdp_xla_enabled=False,
         is_distributed_loading_by_transformers=False, sharding={}, distributed_type="NO", n_gpu=0,
-        non_data_parallel_size=1, ddp_static_graph=None, gradient_accumulation_steps=1, world_size=1,
+        fsdp_version=2, non_data_parallel_size=1, ddp_static_graph=None, gradient_accumulation_steps=1, world_size=1,
     ) | changes  # fmt: skip
     args = SimpleNamespace(
         n_gpu=settings["n_gpu"], parallel_mode=ParallelMode.NOT_DISTRIBUTED, world_size=settings["world_size"],
@@ -104,6 +104,7 @@ def fake_trainer(**changes):
     )  # fmt: skip
     accelerator = SimpleNamespace(
         distributed_type=SimpleNamespace(value=settings["distributed_type"]),
+        state=SimpleNamespace(fsdp_plugin=SimpleNamespace(fsdp_version=settings["fsdp_version"])),
         parallelism_config=SimpleNamespace(non_data_parallel_size=settings["non_data_parallel_size"]),
     )
     sizes = dict(fsdp_size=2, tp_size=1, dp_replicate_size=1, pp_size=1, ep_size=1) | settings["sharding"]
@@ -120,7 +121,9 @@ SHARDED = dict(is_distributed_loading_by_transformers=True)
     [
         (dict(is_deepspeed_enabled=True), "DeepSpeed.*Use DDP"),
         (dict(distributed_type="XLA"), "XLA.*Use"),
-        (dict(is_fsdp_enabled=True), "FSDP through the Trainer's arguments.*distributed_config=DistributedConfig"),
+        (dict(is_fsdp_enabled=True, fsdp_version=1), "FSDP1.*Use fsdp_version=2"),
+        (dict(is_fsdp_enabled=True, is_fsdp_xla_enabled=True), "FSDP on XLA.*Use CPU or GPU"),
+        (dict(is_fsdp_enabled=True, sync_ascent=False), "sync_ascent=False.*Use sync_ascent=True"),
         (SHARDED | dict(sharding={"tp_size": 2}), "HSDP, tensor.*Use fsdp_size alone, or DDP"),
         (SHARDED | dict(sharding={"dp_replicate_size": 2}), "HSDP, tensor.*Use fsdp_size alone, or DDP"),
         (SHARDED | dict(sharding={"fsdp_cpu_offload": True}), "fsdp_cpu_offload.*Leave them out"),
