@@ -51,7 +51,9 @@ def plain_tensors(tensor):
     if not is_traceable_wrapper_subclass(tensor):
         return [tensor]
     names, _ = tensor.__tensor_flatten__()
-    return [part for name in names for part in plain_tensors(getattr(tensor, name))]
+    # a sharded tensor names the mesh of its processes too
+    parts = [part for name in names if isinstance(part := getattr(tensor, name), Tensor)]
+    return [plain for part in parts for plain in plain_tensors(part)]
 
 
 def live_in_forwards(model, numbers):

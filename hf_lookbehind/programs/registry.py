@@ -45,6 +45,7 @@ PROGRAMS = {
     "flatness": Entry(
         "evaluate_flatness", "measure sharpness and robustness to noisy weights of trained models", trains=False
     ),
+    "memory": Entry("estimate_memory", "say how much memory a training takes on each device", trains=False),
     "push": Entry("push", "push a trained model to the Hub", trains=False),
 }
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from tests.processes import TIMEOUT, start_group
 
-DOCS = Path(__file__).parents[2] / "docs" / "distributed.md"
+DOCS = Path(__file__).parents[2] / "docs"
 
 # For the image program: a few exact steps whose batches are all full.
 EXACT = (
@@ -22,13 +22,15 @@ EXACT = (
 ).split()
 
 
-def blocks(language):
-    """The code blocks of the documentation in one language."""
-    return re.findall(rf"```{language}\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
+def blocks(page, language):
+    """The code blocks of a page of the documentation in one language."""
+    return re.findall(rf"```{language}\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), re.DOTALL)
 
 
-def documented_commands():
-    return [shlex.split(block.replace("\\\n", " ")) for block in blocks("bash")]
+def documented_commands(page):
+    """Those that start processes."""
+    commands = [shlex.split(block.replace("\\\n", " ")) for block in blocks(page, "bash")]
+    return [command for command in commands if command[0] in ("torchrun", "accelerate")]
 
 
 def run(commands, **environment):
@@ -94,7 +96,7 @@ def one_process(folder):
     """Weights after the documented training, as one process with the same global batch."""
     from hf_lookbehind.scripts import run_image_classification  # seconds of imports, which children need not wait for
 
-    torchrun = documented_commands()[0]
+    torchrun = documented_commands("distributed.md")[0]
     flags = [*torchrun[torchrun.index("--dataset_name") :], *EXACT, "--per_device_train_batch_size", "32"]
     run_image_classification.train([*flags, "--output_dir", str(folder)])
     return load_file(folder / "model.safetensors")

@@ -1,4 +1,4 @@
-"""What docs/distributed.md shows runs as it stands, and N processes train as one."""
+"""What docs/distributed.md and docs/loops.md show runs as it stands, and N processes train as one."""
 
 import pytest
 import torch
@@ -9,8 +9,9 @@ from tests.models import max_difference
 
 slow = pytest.mark.slow
 
-SCRIPTS = dict(zip(("accelerate", "ddp", "fsdp"), launch.blocks("python"), strict=True))
-TORCHRUN, ACCELERATE_LAUNCH, _, TORCHRUN_SCRIPT = launch.documented_commands()
+SCRIPTS = dict(zip(("accelerate", "ddp", "fsdp"), launch.blocks("loops.md", "python"), strict=True))
+TORCHRUN, ACCELERATE_LAUNCH, _ = launch.documented_commands("distributed.md")
+[TORCHRUN_SCRIPT] = launch.documented_commands("loops.md")
 
 
 def weights(folder, world=2):

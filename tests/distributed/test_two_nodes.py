@@ -52,7 +52,7 @@ def bytes_sent(node):
 
 
 def test_two_nodes_equal_one_process(tmp_path, nodes):
-    command = launch.documented_commands()[2]
+    command = launch.documented_commands("distributed.md")[2]
     own_rank = command.index("--node_rank") + 1
     commands = {
         tmp_path / node: ["ip", "netns", "exec", node]

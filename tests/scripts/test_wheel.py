@@ -69,7 +69,7 @@ def run(*command, cwd):
 def test_it_holds_the_package_and_the_users_programs_and_no_tool_of_the_maintainers(wheel):
     package = ROOT / "hf_lookbehind"
     expected = {*package.rglob("*.py"), *package.rglob("*.md"), package / "py.typed"}
-    expected |= {*(ROOT / "scripts").glob("*.py"), *(ROOT / "scripts" / "recipes").glob("*")}
+    expected |= {*(ROOT / "scripts").glob("*.py"), *(ROOT / "scripts" / "recipes").rglob("*.yaml")}
     names = {path.relative_to(ROOT).as_posix() for path in expected}
     with zipfile.ZipFile(wheel) as archive:
         texts = {name: archive.read(name).decode() for name in archive.namelist() if ".dist-info/" not in name}

@@ -1,14 +1,13 @@
 """Flags of the programs, from the command line or a file of settings, in the groups Data, Model, Lookbehind, ..."""
 
 import argparse
-import dataclasses
 import difflib
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, NoReturn, get_args, get_type_hints
+from typing import Any, NoReturn
 
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
@@ -17,6 +16,7 @@ from ...config import InputError, LookbehindConfig
 from ...hub.redact import redact_flags
 from .arguments import DataArguments, FinetuningArguments, ModelArguments, SearchArguments, is_reserved
 from .lookahead import check_lookahead
+from .method_flags import lookbehind_config, lookbehind_flags, number_or_word
 from .paths import check_output_dir, resume_from
 from .settings_file import read_settings
 from .sharing import HUB_FLAGS, HubArguments, take_hub_arguments
@@ -35,36 +35,6 @@ _TRUTH: dict[str, str] = {
     **dict.fromkeys(("no", "off", "false", "n"), "no"),
 }
 _WORDS = {"report_to": {"no": "none"}, "resume_from_checkpoint": {"yes": "true", "no": "false"}}
-
-
-def _flag_type(hint: Any) -> Any:
-    """The type of a `LookbehindConfig` field as a flag: numbers come as text, for the config itself to judge."""
-    if hint is bool:
-        return bool
-    if any(getattr(kind, "__origin__", None) is Sequence for kind in get_args(hint)):
-        return list[str] | None
-    return str | None
-
-
-def _lookbehind_flags() -> type:
-    """A dataclass with a flag for every field of `LookbehindConfig`: name, default and help are the config's."""
-    hints = get_type_hints(LookbehindConfig)
-    flags = [
-        (f.name, _flag_type(hints[f.name]), field(default=f.default, metadata=f.metadata))
-        for f in fields(LookbehindConfig)
-    ]
-    return dataclasses.make_dataclass("LookbehindFlags", flags, namespace={"_argument_group_name": "Lookbehind"})
-
-
-def _number_or_word(value: Any) -> Any:
-    # Python reads 1_0 as 10
-    if isinstance(value, str) and "_" not in value:
-        for kind in (int, float):
-            try:
-                return kind(value)
-            except ValueError:
-                continue
-    return value
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -118,7 +88,7 @@ class FlagParser(HfArgumentParser):
         self.groups: dict[str, Any] = {
             "data": data,
             "model": model,
-            "lookbehind": _lookbehind_flags(),
+            "lookbehind": lookbehind_flags(),
             "search": SearchArguments,
             "training": training,
         }
@@ -150,12 +120,7 @@ class FlagParser(HfArgumentParser):
         """
         given = self._all_flags(argv)
         values = self._values(given)
-        # through the text forms: alpha and rho take a number or a word, and the config says what is allowed
-        settings = {name: _number_or_word(value) for name, value in values["lookbehind"].items()}
-        try:
-            lookbehind = LookbehindConfig(**settings)
-        except InputError as error:
-            raise InputError(f"--{error}") from error
+        lookbehind = lookbehind_config(values["lookbehind"])
         search = SearchArguments(**values["search"])
         data = self.groups["data"](**values["data"])
         model = self.groups["model"](**values["model"])
@@ -234,7 +199,7 @@ def _join_negative_numbers(argv: list[str]) -> list[str]:
     """`--rho -1e-3` as `--rho=-1e-3`: argparse takes the number for a flag."""
     joined: list[str] = []
     for argument in argv:
-        is_value = argument.startswith("-") and isinstance(_number_or_word(argument), int | float)
+        is_value = argument.startswith("-") and isinstance(number_or_word(argument), int | float)
         if is_value and joined and joined[-1].startswith("--") and "=" not in joined[-1]:
             joined[-1] += f"={argument}"
         else:
