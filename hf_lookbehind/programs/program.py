@@ -15,6 +15,7 @@ from transformers.utils import logging
 from ..config import InputError
 from ..hub.card.measured import json_values
 from ..report import format_table, plot_training
+from ..trainer.engines import engine_of
 from . import card
 from .checks.earlier import forget_model, output_folder
 from .checks.rehearsal import rehearse
@@ -215,6 +216,8 @@ def _save(trainer: Any, metrics: Mapping[str, Any], folder: Path) -> dict[str, A
     trainer.save_model()
     if record.new_steps:
         results = {**metrics, "train_runtime": record.runtime, "train_gradient_passes": record.passes}
+        if trainer.args.world_size > 1:
+            results |= {"train_engine": engine_of(trainer).name, "train_processes": trainer.args.world_size}
         trainer.save_metrics("train", json_values(results))
         trainer.save_state()
         return results

@@ -26,6 +26,7 @@ from ..hub.card.measured import read_flatness
 from ..hub.card.render import keep_own_card, render, render_flatness, render_method, write_card
 from ..hub.file_names import CARD_NAME
 from ..optim.base_optimizer import unwrap_accelerate
+from .engines import engine_of
 from .private import batch_size_in_use, commit_of, name_of
 
 try:
@@ -279,9 +280,10 @@ def memory_in_words(peak: float | None) -> str:
 
 def _hardware(trainer: Any) -> str:
     count = trainer.args.world_size
-    processes = "one process" if count == 1 else f"{count} processes"
+    processes = "one process" if count == 1 else f"{count} processes ({engine_of(trainer).name})"
     if trainer.args.device.type == "cuda":
-        return f"{count} x {torch.cuda.get_device_name(trainer.args.device)}"
+        name = f"{count} x {torch.cuda.get_device_name(trainer.args.device)}"
+        return name if count == 1 else f"{name} ({engine_of(trainer).name})"
     threads = torch.get_num_threads()
     cpu = f"CPU ({platform.machine()}, {threads} thread{'s' if threads > 1 else ''})"
     kind = cpu if trainer.args.device.type == "cpu" else trainer.args.device.type.upper()

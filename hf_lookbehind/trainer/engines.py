@@ -47,6 +47,11 @@ class Engine:
     def __init__(self, trainer: Any):
         self.trainer = trainer
 
+    @property
+    def name(self) -> str:
+        """As people call it; of several processes."""
+        return "DDP"
+
     def deferred_reduction(self, model: nn.Module) -> AbstractContextManager[None]:
         """Within it a backward reduces no gradients over the processes.
 
@@ -87,6 +92,10 @@ class ShardedEngine(Engine):
     """FSDP2: each process holds a part of each weight, a DTensor."""
 
     is_sharded = True
+
+    @property
+    def name(self) -> str:
+        return "FSDP2"
 
     def refusals(self, config: LookbehindConfig) -> Iterator[str]:
         if not config.sync_ascent:
@@ -173,6 +182,10 @@ class FSDPEngine(ShardedEngine):
 
 class DeepSpeedEngine(ShardedEngine):
     """DeepSpeed, whose engine runs the backward and the optimizer's step."""
+
+    @property
+    def name(self) -> str:
+        return f"ZeRO-{self.trainer.accelerator.state.deepspeed_plugin.zero_stage}"
 
     def refusals(self, config: LookbehindConfig) -> Iterator[str]:
         yield "DeepSpeed is not supported: its engine steps inside backward. Use DDP (torchrun, accelerate launch)"

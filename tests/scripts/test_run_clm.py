@@ -281,6 +281,9 @@ def test_one_window_however_it_is_divided(tmp_path, monkeypatch):
         # the library computes this loss in float32, and its gradient not
         assert others == pytest.approx(found, rel=1e-6)
         assert max((weights[name] - other_weights[name]).abs().max() for name in weights) < 1e-12
+    alone, shared = (json.loads((tmp_path / name / "all_results.json").read_text()) for name in ("8x1", "4x1"))
+    assert (shared["train_engine"], shared["train_processes"]) == ("DDP", 2) and "train_engine" not in alone
+    assert "2 processes (DDP) on CPU" in (tmp_path / "4x1" / "README.md").read_text()
 
 
 def test_adapters_train_alone_and_load(tmp_path, trained, recwarn):
