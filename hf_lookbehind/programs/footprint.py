@@ -90,7 +90,10 @@ class Setup:
         metadata={"help": "The base optimizer: 'adamw', 'momentum' (SGD with it), 'sgd'.", "choices": [*OPTIMIZERS]},
     )
     gradient_accumulation_steps: int = field(
-        default=1, metadata={"help": "Micro-batches of a step; with more than one, fsdp2 adds up whole gradients."}
+        default=1,
+        metadata={
+            "help": "Micro-batches of a step. With several fsdp2 adds up whole gradients, zero2 its own, twice."
+        },
     )
     trainable_share: float = field(
         default=1.0, metadata={"help": "Share of the parameters that is trained; the rest is frozen (LoRA: 0.01)."}
@@ -216,11 +219,17 @@ class Footprint:
     def _under_zero(self) -> list[Held]:
         """The weights of the passes beside float32 partitions, on which optimizer and Lookbehind work."""
         width = self._passed
-        # a process has those of its partition in float32 too
-        gradients = Held("gradients", width if width == SINGLE else width + SINGLE, is_whole=False)
-        if self.engine == "zero1":
-            gradients = Held("gradients", width, is_whole=True)
-        return [Held("weights", width, self.engine != "zero3"), gradients, Held("masters", SINGLE, is_whole=False)]
+        weights = Held("weights", width, is_whole=self.engine != "zero3")
+        return [weights, self._gradients_of_zero(width), Held("masters", SINGLE, is_whole=False)]
+
+    def _gradients_of_zero(self, width: int) -> Held:
+        """Those of its own partition, in float32 too; stage 1 has all of them in a backward, which can be more."""
+        own = width if width == SINGLE else width + SINGLE
+        if self.engine == "zero1" and width * self.setup.processes >= own:
+            return Held("gradients", width, is_whole=True)
+        if self.engine == "zero2" and self.setup.gradient_accumulation_steps > 1:  # what was added up, and what is
+            own = max(own, 2 * width)
+        return Held("gradients", own, is_whole=False)
 
     @property
     def _is_zero(self) -> bool:

@@ -103,6 +103,20 @@ def test_more_processes_take_less_of_each_and_whole_weights_stay():
         assert per_parameter(engine, 8) < per_parameter(engine, 4)
 
 
+@pytest.mark.parametrize(
+    "engine, mixed_precision, accumulation, counted",
+    [
+        ("zero1", "no", 1, 16), ("zero1", "no", 2, 16), ("zero1", "bf16", 1, 13), ("zero1", "bf16", 2, 13),
+        ("zero2", "no", 1, 14), ("zero2", "no", 2, 16), ("zero2", "bf16", 1, 13), ("zero2", "bf16", 2, 13),
+        ("zero3", "no", 1, 12), ("zero3", "no", 2, 12), ("zero3", "bf16", 1, 12), ("zero3", "bf16", 2, 12),
+    ],
+)  # fmt: skip
+def test_under_zero_it_is_what_was_counted(engine, mixed_precision, accumulation, counted):
+    """Bytes of live tensors for each parameter: SAM, AdamW, two processes, DeepSpeed 0.19.8; to 2%."""
+    setup = Setup(processes=2, mixed_precision=mixed_precision, gradient_accumulation_steps=accumulation)
+    assert Footprint(engine, setup, LookbehindConfig(k=1)).on_device(size_of("1M")) == counted * 10**6
+
+
 def test_sizes():
     found = {name: size_of(name).parameters for name in ("7B", "0.1b", "350M", "124439808", "1.5K", "1T")}
     assert [*found.values()] == [7 * 10**9, 10**8, 350 * 10**6, 124439808, 1500, 10**12]
