@@ -30,14 +30,15 @@ def sizes_of(name: str, revision: str | None = None) -> Sizes:
         if getattr(config, "quantization_config", None) is not None:
             raise ValueError("its config says that its weights are quantised: give a number of parameters, such as 7B")
         with torch.device("meta"):
-            model = _class_of(config)._from_config(config)
+            model = _built(config)
     except LOADING_ERRORS as error:
         raise InputError(f"MODEL_OR_SIZE {name!r} cannot be used: {one_line(error)}") from error
     shapes = [(p.shape[0], p[0].numel()) if p.ndim else (1, 1) for p in model.parameters()]
     return Sizes(Path(name).name, shapes, sum(buffer.nbytes for buffer in model.buffers()))
 
 
-def _class_of(config: PreTrainedConfig) -> Any:
-    """The class that the config names; where it names none that is known, the model without a head."""
+def _built(config: PreTrainedConfig) -> Any:
+    """A model of the class that the config names; where it names none that is known, one without a head."""
     known = (getattr(transformers, name, None) for name in config.architectures or ())
-    return next(filter(None, known), None) or AutoModel._model_mapping[type(config)]
+    named = next(filter(None, known), None)
+    return AutoModel.from_config(config) if named is None else named(config)
