@@ -83,8 +83,11 @@ class Buffers:
             weight.data = data
         self._own = []
 
-    def _swap(self, name: str) -> None:
+    def _swap(self, name: str, indices: Sequence[int] | None = None) -> None:
+        """Exchange the values of all weights, or of those with these indices, with those of their copies."""
         weights, copies = locals_of(self._weights), self[name]
+        if indices is not None:
+            weights, copies = [weights[i] for i in indices], [copies[i] for i in indices]
         for chunk in chunks(weights):
             held = list(torch._foreach_mul(weights[chunk], 1.0))  # a clone of all at once
             _copy_(weights[chunk], copies[chunk])

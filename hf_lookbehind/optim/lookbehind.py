@@ -17,6 +17,7 @@ from ..tensors.names import parameter_names
 from ..tensors.processes import (
     average_gradients,
     drop_whole_copies,
+    exchange_device,
     locals_of,
     mean_over_processes,
     sum_over_shards,
@@ -145,7 +146,7 @@ class Lookbehind:
         self.stats = NO_STATS
         self._settings = config.resolved()
         self._plain_step = replace(config, k=0).resolved()
-        self._names = parameter_names(model)
+        self._names = self._weight_names()
         self._signature: list[tuple] = []
         self._with_others: list[Tensor] = []  # the weights, and what else of the model may have gradients
         self._has_reported_rounding = False
@@ -186,15 +187,19 @@ class Lookbehind:
         descend = descend or self.optimizer.step
         with self._intact_on_error():
             loss = self._begin(closure, descend, ascent_closure, full, at_slow_weights=False)
-            if self.stats.skipped:
-                # a gradient scaler, if `descend` drives one, must see the overflow
-                with without_step(self.optimizer):
-                    descend()
-            else:
-                self.enter_fast_weights()
-                descend()
-                self.finish()
+            self._end(descend)
         return loss
+
+    def _end(self, descend: Closure) -> None:
+        """The last descent and the step of the slow weights; neither where the iteration was abandoned."""
+        if self.stats.skipped:
+            # a gradient scaler, if `descend` drives one, must see the overflow
+            with without_step(self.optimizer):
+                descend()
+        else:
+            self.enter_fast_weights()
+            descend()
+            self.finish()
 
     def begin(
         self,
@@ -238,7 +243,7 @@ class Lookbehind:
         """The k-loop: passes 0..k and descents 1..k-1. Leaves phi'_k in the model and g_k in `.grad`."""
         now = self._now
         k, every = now.plan.k, now.plan.descent == "every"
-        with SameFunction(self.model, self._weights.devices, passes=k + 1, others=self.counting) as same_function:
+        with SameFunction(self.model, self._devices(), passes=k + 1, others=self.counting) as same_function:
             first_pass = same_function.rehearse if now.is_on_part else same_function.run
             loss = first_pass(ascent_closure if k else closure)
             self._measure(loss)  # g_0 = grad L(phi)
@@ -256,6 +261,10 @@ class Lookbehind:
         if not now.goes_on:
             self._spoil_gradients()
         return loss
+
+    def _devices(self) -> set[torch.device]:
+        """Where a pass may draw random numbers."""
+        return self._weights.devices
 
     @property
     def targets(self) -> list[Tensor]:
@@ -287,17 +296,23 @@ class Lookbehind:
         """After the last descent: phi <- phi + alpha (phi_k - phi). Does nothing where no iteration is under way."""
         if not self.is_pending:
             return
+        alpha = self._step_slow_weights()
+        self._now.is_open = self._now.is_pending = False
+        self.stats = replace(self.stats, alpha=alpha)
+
+    def _step_slow_weights(self) -> float:
+        """phi <- phi + alpha (phi_k - phi); returns alpha, as a mean over the tensors where each has its own."""
         plan, weights = self._now.plan, locals_of(self._weights.all)
-        alpha = plan.alpha
-        if alpha in ADAPTIVE_ALPHAS:
+        if plan.alpha in ADAPTIVE_ALPHAS:
             # at k=2 the fast weights' own buffer still holds phi_1
             first = self._buffers["first" if plan.k > 2 else "fast"]
             over_shards = functools.partial(sum_over_shards, tensors=self._weights.all)
-            alpha = interpolate_adaptively_(weights, self._buffers["slow"], first, alpha == "adaptive", over_shards)
-        elif alpha != 1:  # with 1, slow + (fast - slow) would round
-            interpolate_(weights, self._buffers["slow"], float(alpha or 1))
-        self._now.is_open = self._now.is_pending = False
-        self.stats = replace(self.stats, alpha=alpha)
+            per_tensor = plan.alpha == "adaptive"
+            return interpolate_adaptively_(weights, self._buffers["slow"], first, per_tensor, over_shards)
+        alpha = float(plan.alpha or 1)
+        if alpha != 1:  # with 1, slow + (fast - slow) would round
+            interpolate_(weights, self._buffers["slow"], alpha)
+        return alpha
 
     def abort(self) -> None:
         """Give up the iteration that is under way, if any: the weights are phi again, and no gradient is left."""
@@ -340,7 +355,7 @@ class Lookbehind:
 
     def _calibrate(self, calibration: RhoCalibration) -> None:
         """Take pass 0 in; all processes see the same numbers."""
-        device, size = self._weights.all[0].device, self._weights.size()
+        device, size = exchange_device(self._weights.all[0]), self._weights.size()
         loss, norm = mean_over_processes([self._now.losses[0], self._now.norms[0] / self.gradient_scale()], device)
         calibration.observe(loss, norm, size)
 
@@ -396,7 +411,7 @@ class Lookbehind:
 
     def _collect_weights(self) -> None:
         """The parameters to work on; anew when groups, frozen parameters, devices or dtypes have changed."""
-        trainable = [p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad]
+        trainable = self._trainable()
         signature = [(id(p), p.dtype, p.device, p.shape) for p in trainable]
         if not trainable:
             raise InputError("the optimizer holds no parameter that requires grad")
@@ -412,6 +427,16 @@ class Lookbehind:
                 LookbehindWarning,
                 stacklevel=3,
             )
-        offloaded = ["slow"] if self._settings.offload_buffers else []
-        self._buffers = Buffers(unique, offloaded, can_exchange=reads_parameters_anew(self.optimizer))
+        self._buffers = self._make_buffers(unique, ["slow"] if self._settings.offload_buffers else [])
         self._signature = signature  # last: after an interrupt, all of it is done again
+
+    def _weight_names(self) -> dict[int, list[str]]:
+        """All names of each weight, by its id."""
+        return parameter_names(self.model)
+
+    def _trainable(self) -> list[Tensor]:
+        """What the optimizer moves."""
+        return [p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad]
+
+    def _make_buffers(self, weights: list[Tensor], offloaded: list[str]) -> Buffers:
+        return Buffers(weights, offloaded, can_exchange=reads_parameters_anew(self.optimizer))

@@ -1,6 +1,7 @@
-"""Several processes: tensors that each holds in part (FSDP2's DTensors), gradients that each computed alone."""
+"""Several processes: tensors that each holds in part (FSDP2's DTensors, ZeRO's fragments), gradients of its own."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -14,8 +15,30 @@ from ..config import InputError
 BUCKET_NUMEL = 1 << 23
 
 
+class Fragment(Tensor):
+    """What this process holds of a parameter that others hold the rest of: a flat view, which can be empty.
+
+    Args:
+        part: the view; what is written to the fragment is written there.
+        group: the processes that hold all of the parameter together.
+        exchanged_on: the device that the group exchanges tensors on, wherever the part lies.
+    """
+
+    group: Any
+    exchanged_on: torch.device
+    # no operation makes another fragment of one
+    __torch_function__ = torch._C._disabled_torch_function_impl  # pyright: ignore[reportAssignmentType]
+
+    def __new__(cls, part: Tensor, group: Any, exchanged_on: torch.device):
+        fragment = part.as_subclass(cls)
+        fragment.group, fragment.exchanged_on = group, exchanged_on
+        return fragment
+
+
 def local(tensor: Tensor) -> Tensor:
     """The part of a tensor that this process holds: a view, to be read and written in place. It can be empty."""
+    if isinstance(tensor, Fragment):
+        return tensor.as_subclass(Tensor)
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
@@ -29,7 +52,12 @@ def locals_of(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    return isinstance(tensor, DTensor)
+    return isinstance(tensor, (DTensor, Fragment))
+
+
+def exchange_device(tensor: Tensor) -> torch.device:
+    """Where what the processes are to add up of a tensor has to lie: not always where it does itself (offloading)."""
+    return tensor.exchanged_on if isinstance(tensor, Fragment) else tensor.device
 
 
 def shard_dimension(tensor: Tensor) -> int | None:
@@ -97,8 +125,12 @@ def sum_over_shards(values: Tensor, tensors: Sequence[Tensor]) -> Tensor:
 
     Args:
         values: shape `(..., len(tensors))`, one number (or more) from each tensor's local part.
-        tensors: whose parts they are; those that a process holds whole keep their value.
+        tensors: whose parts they are; those that a process holds whole keep their value. Fragments come alone.
     """
+    if tensors and isinstance(fragment := tensors[0], Fragment):
+        total = values.to(fragment.exchanged_on, copy=True)
+        dist.all_reduce(total, group=fragment.group)
+        return total.to(values.device)
     first = next((t for t in tensors if _cuts(t)), None)
     if not isinstance(first, DTensor):
         return values
