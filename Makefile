@@ -1,12 +1,13 @@
 # Everything runs in .venv, which `make venv` creates; the system's Python is only asked to make it.
 .DEFAULT_GOAL := help
-.PHONY: help venv demo cards demo-settings bench bench-check study data test test-quantised test-all quality style clean
+.PHONY: help venv demo cards demo-settings bench bench-check study data test test-quantised test-deepspeed test-all quality style clean
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 QUANTISED := $(VENV)/quantised
+DEEPSPEED := $(VENV)/deepspeed
 SOURCES := hf_lookbehind scripts tests
 # One thread per process: processes that share cores and thread pools slow each other down many times over.
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2
@@ -25,6 +26,11 @@ $(STAMP): pyproject.toml constraints.txt
 # Aside, because both print on every import of transformers.
 $(QUANTISED)/.installed: $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps --upgrade --target $(QUANTISED) torchao bitsandbytes
+	@touch $@
+
+# Aside too; a wheel of Python alone, whose extensions would be compiled when they are used.
+$(DEEPSPEED)/.installed: $(STAMP)
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps --upgrade --target $(DEEPSPEED) deepspeed einops hjson msgpack ninja py-cpuinfo
 	@touch $@
 
 demo: $(STAMP)  ## fine-tune a vision transformer with five methods and compare them: runs/demo/
@@ -59,7 +65,10 @@ test: $(STAMP) test-quantised  ## run the tests
 test-quantised: $(QUANTISED)/.installed  ## run the tests that need torchao and bitsandbytes
 	PYTHONPATH=$(abspath $(QUANTISED)) $(PYTEST) tests/trainer/test_peft.py -k quantised
 
-test-all: $(STAMP) test-quantised  ## run the tests, those marked slow too
+test-deepspeed: $(DEEPSPEED)/.installed  ## run the tests that need DeepSpeed (a quarter of an hour)
+	PYTHONPATH=$(abspath $(DEEPSPEED)) $(PYTEST) tests/distributed/test_zero.py
+
+test-all: $(STAMP) test-quantised test-deepspeed  ## run the tests, those marked slow too
 	$(PYTEST)
 
 quality: $(STAMP)  ## lint, formatting and types

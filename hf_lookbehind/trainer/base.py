@@ -1,6 +1,6 @@
 """What the classes that make up `LookbehindMixin` share."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from transformers import Trainer
 
@@ -20,5 +20,6 @@ class MixinBase(_Trainer):
     """
 
     lookbehind_config: LookbehindConfig
+    _lookbehind_engine: Any  # what its processes hold the weights by: an `Engine`
     _lookbehind: Lookbehind | None = None  # while a training goes on
     _calibration: RhoCalibration | None = None  # outlives it, to be saved

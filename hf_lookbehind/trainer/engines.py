@@ -4,7 +4,7 @@
 # pyright: reportOptionalMemberAccess=false
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,13 @@ from transformers.training_args import ParallelMode
 
 from ..config import InputError, LookbehindConfig
 from ..optim.base_optimizer import unwrap_accelerate
+from ..optim.lookbehind import Closure, Lookbehind
+from ..optim.zero import ZeroLookbehind
 from ..tensors.processes import is_sharded
 from .base import MixinBase
+from .deepspeed import BackwardOnly, refused_settings
 from .private import deferred_reduction, is_sharded_by_transformers
+from .trained import trained_module
 
 # In a checkpoint, what the optimizer's state is in, and who writes it so.
 OPTIMIZER_STATES = {
@@ -51,6 +55,39 @@ class Engine:
     def name(self) -> str:
         """As people call it; of several processes."""
         return "DDP"
+
+    @property
+    def loss_scale(self) -> float | None:
+        """What a gradient scaler multiplies losses by; None where there is none."""
+        scaler = self.trainer.accelerator.scaler
+        return None if scaler is None else scaler.get_scale()
+
+    def make_lookbehind(self, config: LookbehindConfig) -> Lookbehind:
+        """The iteration over what the Trainer has prepared."""
+        trainer = self.trainer
+        return Lookbehind(
+            trained_module(trainer),
+            trainer.optimizer,
+            config,
+            counting=[trainer],
+            gradient_scale=lambda: self.loss_scale or 1.0,
+        )
+
+    def hooks(self, lookbehind: Lookbehind, finish: Callable[[], None]) -> Iterator[Any]:
+        """Put what an iteration needs around the Trainer's own optimizer step; `remove` of each takes it back."""
+        optimizer = unwrap_accelerate(self.trainer.optimizer)
+        yield optimizer.register_step_pre_hook(lambda *_: lookbehind.enter_fast_weights())
+        yield optimizer.register_step_post_hook(lambda *_: finish())
+
+    def iterate(self, lookbehind: Lookbehind, closure: Closure, descend: Closure, **kwargs: Any) -> None:
+        """An iteration, up to the Trainer's own optimizer step; all of it where the Trainer's is none."""
+        lookbehind.begin(closure, descend, **kwargs)
+
+    def before_training(self) -> None:
+        """A `train()` is about to begin."""
+
+    def publish(self) -> None:
+        """Somebody is about to look at the model, in all processes: it gets the weights that an iteration has left."""
 
     def deferred_reduction(self, model: nn.Module) -> AbstractContextManager[None]:
         """Within it a backward reduces no gradients over the processes.
@@ -181,18 +218,79 @@ class FSDPEngine(ShardedEngine):
 
 
 class DeepSpeedEngine(ShardedEngine):
-    """DeepSpeed, whose engine runs the backward and the optimizer's step."""
+    """DeepSpeed's ZeRO: its engine runs the backward, clips, scales losses, and steps on partitions of the weights."""
+
+    optimizer_state = "latest"
+
+    def __init__(self, trainer: Any):
+        super().__init__(trainer)
+        self._lookbehind: ZeroLookbehind | None = None  # outlives the training: an error may leave it to be published
+
+    @property
+    def _plugin(self) -> Any:
+        return self.trainer.accelerator.state.deepspeed_plugin
+
+    @property
+    def loss_scale(self) -> float | None:
+        engine = self.trainer.deepspeed
+        return float(engine.optimizer.loss_scale) if engine.fp16_enabled() else None
+
+    def before_training(self) -> None:
+        if self.trainer.deepspeed is not None:
+            raise InputError(
+                "a second train() of a Trainer, or one after evaluate(), is not supported under DeepSpeed: accelerate "
+                "has given up its engine by then. Make a new Trainer"
+            )
+
+    def make_lookbehind(self, config: LookbehindConfig) -> Lookbehind:
+        self._lookbehind = ZeroLookbehind(self.trainer.deepspeed, config, counting=[self.trainer])
+        return self._lookbehind
+
+    def loads(self, checkpoint: str | Path) -> bool:
+        return Path(checkpoint, self.optimizer_state).is_file()
+
+    def publish(self) -> None:
+        if self._lookbehind is not None:
+            self._lookbehind.publish()
+
+    def hooks(self, lookbehind: Lookbehind, finish: Callable[[], None]) -> Iterator[Any]:
+        yield BackwardOnly(self.trainer.accelerator)
+
+    def iterate(self, lookbehind: Lookbehind, closure: Closure, descend: Closure, **kwargs: Any) -> None:
+        lookbehind.step(closure, **kwargs)
+
+    def deferred_reduction(self, model: nn.Module) -> AbstractContextManager[None]:
+        return nullcontext()  # its engine knows the last micro-batch, by `BackwardOnly`
 
     @property
     def name(self) -> str:
-        return f"ZeRO-{self.trainer.accelerator.state.deepspeed_plugin.zero_stage}"
+        return f"ZeRO-{self._plugin.zero_stage}"
 
     def refusals(self, config: LookbehindConfig) -> Iterator[str]:
-        yield "DeepSpeed is not supported: its engine steps inside backward. Use DDP (torchrun, accelerate launch)"
+        yield from super().refusals(config)
+        yield from refused_settings(self._plugin.deepspeed_config, self._plugin.zero_stage)
+        if any(type(m).__module__.startswith("deepspeed.moe.") for m in self.trainer.model.modules()):
+            yield "DeepSpeed's layers of experts (deepspeed.moe) are not supported. Use those of transformers"
+        if self.trainer.transform_gradient is not None:
+            yield "transform_gradient is not supported under DeepSpeed, which holds the gradients in parts. Use DDP"
+        if self.trainer.args.auto_find_batch_size:
+            yield "auto_find_batch_size=True is not supported under DeepSpeed: it would begin with perturbed weights"
 
 
 class EngineMixin(MixinBase):
-    """What the Trainer makes for its engine."""
+    """What an engine does when the Trainer makes something for it, trains, evaluates, predicts or saves."""
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        self._lookbehind_engine.before_training()
+        return super().train(*args, **kwargs)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        self._lookbehind_engine.publish()
+        return super().evaluation_loop(*args, **kwargs)
+
+    def save_model(self, *args: Any, **kwargs: Any) -> None:
+        self._lookbehind_engine.publish()
+        super().save_model(*args, **kwargs)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """`Trainer.create_optimizer`, which comes just before accelerate prepares it."""

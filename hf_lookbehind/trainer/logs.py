@@ -115,11 +115,11 @@ class IterationLog:
         return values
 
     def _skip(self) -> None:
-        step, scaler = self._trainer.state.global_step, self._trainer.accelerator.scaler
+        step, loss_scale = self._trainer.state.global_step, self._trainer._lookbehind_engine.loss_scale
         self.skipped += 1
-        if scaler is None:
+        if loss_scale is None:
             self._unreal.append(step)
-        if scaler is None or scaler.get_scale() <= 1:  # above, the scaler is still searching its scale
+        if loss_scale is None or loss_scale <= 1:  # above, the scaler is still searching its scale
             self._skipped_in_a_row += 1
         if self._skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
             raise FloatingPointError(

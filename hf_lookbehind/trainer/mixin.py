@@ -13,7 +13,6 @@ from transformers import TrainerCallback, TrainingArguments
 
 from ..config import InputError, LookbehindConfig
 from ..optim.base_optimizer import unwrap_accelerate
-from ..optim.lookbehind import Lookbehind
 from ..optim.stats import LookbehindStats
 from .engines import EngineMixin, engine_of
 from .gradients import GradientsMixin, GradientWatch
@@ -24,7 +23,6 @@ from .preemption import DeferredJITCheckpointCallback
 from .private import set_sync_gradients
 from .resume import ResumeMixin, warn_if_config_differs
 from .support import refuse_unsupported
-from .trained import trained_module
 from .window import MicroBatch, Window
 
 
@@ -107,7 +105,8 @@ class LookbehindMixin(EngineMixin, GradientsMixin, LogsMixin, ResumeMixin, HubMi
         k = config.k if is_full else 0
         window = Window(self, model, batches, super().training_step, is_repeated=k > 0)
         descents = itertools.count(1)
-        self._lookbehind.begin(
+        self._lookbehind_engine.iterate(
+            self._lookbehind,
             window.gradient,
             lambda: self._inner_descent(model, next(descents)),
             ascent_closure=window.part_gradient if config.ascent_fraction < 1 else None,
@@ -138,10 +137,12 @@ class LookbehindMixin(EngineMixin, GradientsMixin, LogsMixin, ResumeMixin, HubMi
         self.optimizer.step()
 
     def _record(self, stats: LookbehindStats) -> None:
-        if stats.skipped and self.accelerator.scaler is None:
+        if stats.skipped and self._lookbehind_engine.loss_scale is None:
             # The Trainer's coming step becomes a no-op for any optimizer; its scheduler advances, as in plain HF.
             set_sync_gradients(self.accelerator, False)
         self._lookbehind_log.collect(stats)
+        if not (stats.skipped or self._lookbehind.is_pending):  # the engine has done the last descent
+            self._lookbehind_log.collect_alpha(stats)
 
     def _finish(self) -> None:
         if self._lookbehind.is_pending:
@@ -152,19 +153,11 @@ class LookbehindMixin(EngineMixin, GradientsMixin, LogsMixin, ResumeMixin, HubMi
 
     def _begin_training(self, resume_from_checkpoint: str | None) -> None:
         """The optimizer is there, and its state is that of the checkpoint: the iteration is made."""
-        scaler = self.accelerator.scaler
-        self._lookbehind = Lookbehind(
-            trained_module(self),
-            self.optimizer,
-            self.lookbehind_config,
-            counting=[self],
-            gradient_scale=(lambda: 1.0) if scaler is None else scaler.get_scale,
-        )
+        self._lookbehind = self._lookbehind_engine.make_lookbehind(self.lookbehind_config)
         self._prepare_calibration(resume_from_checkpoint)
-        optimizer = unwrap_accelerate(self.optimizer)
         # one by one: an interrupt between the two must not leave one behind
-        self._hooks.append(optimizer.register_step_pre_hook(lambda *_: self._lookbehind.enter_fast_weights()))
-        self._hooks.append(optimizer.register_step_post_hook(lambda *_: self._finish()))
+        for hook in self._lookbehind_engine.hooks(self._lookbehind, self._finish):
+            self._hooks.append(hook)
         self._lookbehind_log = IterationLog(self, self._lookbehind)
         self._lookbehind_watch = GradientWatch(self, LookbehindMixin)
         self.add_callback(self._lookbehind_watch)

@@ -100,17 +100,20 @@ def fake_trainer(**changes):
     args = SimpleNamespace(
         n_gpu=settings["n_gpu"], parallel_mode=ParallelMode.NOT_DISTRIBUTED, world_size=settings["world_size"],
         ddp_static_graph=settings["ddp_static_graph"],
-        gradient_accumulation_steps=settings["gradient_accumulation_steps"],
+        gradient_accumulation_steps=settings["gradient_accumulation_steps"], auto_find_batch_size=False,
     )  # fmt: skip
     accelerator = SimpleNamespace(
         distributed_type=SimpleNamespace(value=settings["distributed_type"]),
-        state=SimpleNamespace(fsdp_plugin=SimpleNamespace(fsdp_version=settings["fsdp_version"])),
+        state=SimpleNamespace(
+            fsdp_plugin=SimpleNamespace(fsdp_version=settings["fsdp_version"]),
+            deepspeed_plugin=SimpleNamespace(zero_stage=0, deepspeed_config={}),
+        ),
         parallelism_config=SimpleNamespace(non_data_parallel_size=settings["non_data_parallel_size"]),
     )
     sizes = dict(fsdp_size=2, tp_size=1, dp_replicate_size=1, pp_size=1, ep_size=1) | settings["sharding"]
     sharding = SimpleNamespace(**({"fsdp_cpu_offload": False, "fsdp_mixed_precision": False} | sizes))
-    model = SimpleNamespace(config=SimpleNamespace(distributed_config=sharding))
-    return SimpleNamespace(args=args, accelerator=accelerator, model=model, **settings)
+    model = SimpleNamespace(config=SimpleNamespace(distributed_config=sharding), modules=lambda: ())
+    return SimpleNamespace(args=args, accelerator=accelerator, model=model, transform_gradient=None, **settings)
 
 
 SHARDED = dict(is_distributed_loading_by_transformers=True)
@@ -119,7 +122,7 @@ SHARDED = dict(is_distributed_loading_by_transformers=True)
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        (dict(is_deepspeed_enabled=True), "DeepSpeed.*Use DDP"),
+        (dict(is_deepspeed_enabled=True), "zero_optimization.stage=0.*or use DDP"),
         (dict(distributed_type="XLA"), "XLA.*Use"),
         (dict(is_fsdp_enabled=True, fsdp_version=1), "FSDP1.*Use fsdp_version=2"),
         (dict(is_fsdp_enabled=True, is_fsdp_xla_enabled=True), "FSDP on XLA.*Use CPU or GPU"),

@@ -1,0 +1,162 @@
+"""DeepSpeed's ZeRO under the Trainer: one process with the same global batch, saved, resumed, interrupted, refused."""
+
+import importlib.util
+import inspect
+import re
+
+import pytest
+import torch
+from transformers import ViTForImageClassification
+
+from hf_lookbehind.optim import partitions
+from tests.distributed import zero
+from tests.distributed.workers import METHODS, train_all
+from tests.models import max_difference, weights_of
+from tests.processes import run_group
+from tests.training import PLAIN, images, make_model, train
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("deepspeed") is None, reason="`make test-deepspeed` has DeepSpeed"
+)
+# float32: one process adds gradients up in another order. The trainings move weights by about 5e-3.
+ROUNDING = 1e-6
+
+
+def test_the_installed_version_has_the_names_that_are_touched():
+    from deepspeed.runtime import base_optimizer, engine
+    from deepspeed.runtime.zero import stage3, stage_1_and_2
+
+    source = "".join(inspect.getsource(module) for module in (base_optimizer, engine, stage3, stage_1_and_2))
+    names = set(re.findall(r"(?:\bzero|self\.zero|engine)\.(\w+)", inspect.getsource(partitions)))
+    assert "_optimizer_step" in names and len(names) > 20
+    assert [name for name in names if name not in source] == []
+
+
+def one_process(output_dir, config, model=None, **options):
+    trainer = train(
+        output_dir, config, model=make_model(**PLAIN) if model is None else model, data=images(24),
+        per_device_train_batch_size=8, **(zero.RUN | options),
+    )  # fmt: skip
+    return {n: p.detach() for n, p in trainer.model.named_parameters() if p.requires_grad}
+
+
+def of_folder(folder):
+    return weights_of(ViTForImageClassification.from_pretrained(folder))
+
+
+def test_each_stage_equals_one_process(tmp_path):
+    """Six methods, accumulated and not; each process holds a part of the weights (asserted in the workers)."""
+    ranks = run_group(zero.trainings, tmp_path)
+    weights = {name: one_process(tmp_path / "one", config) for name, config in METHODS.items()}
+    for results in ranks:
+        for (stage, name, accumulation), (found, logged) in results.items():
+            difference = max_difference(found, weights[name])
+            print(f"stage {stage}, {name}, accumulation {accumulation}: {difference:.1e}")
+            assert difference <= ROUNDING, (stage, name, accumulation)
+            assert logged == ranks[0][stage, name, accumulation][1]  # means over the processes
+    assert max_difference(weights["sam"], weights["lookbehind-sam"]) > 1e-4
+
+
+@pytest.mark.parametrize("precision", [None, "bf16", "fp16"])
+def test_neutral_settings_are_plain_deepspeed_bit_for_bit(tmp_path, precision):
+    for results in run_group(zero.neutral, tmp_path, precision):
+        for case, (difference, has_same_logs) in results.items():
+            assert difference == 0.0 and has_same_logs, case
+
+
+@pytest.mark.parametrize("options", [{}, {"bf16": True}], ids=["float32", "bf16"])
+@pytest.mark.parametrize("stage", zero.STAGES)
+def test_a_resumed_run_is_the_whole_one(tmp_path, stage, options):
+    for difference, missing in run_group(zero.resumed, tmp_path, stage, options):
+        assert difference == 0.0 and missing is None
+
+
+@pytest.mark.parametrize("stage", zero.STAGES)
+def test_the_best_model_and_what_is_saved_are_the_masters(tmp_path, stage):
+    for best, weights, from_partitions in run_group(zero.saved_and_best, tmp_path, stage):
+        for found in (from_partitions, of_folder(best), of_folder(tmp_path)):
+            assert max_difference(weights, found) == 0.0
+
+
+@pytest.mark.parametrize("where", ["loss", "layer", "backward", "step"])
+@pytest.mark.parametrize("stage", zero.STAGES)
+def test_an_exception_leaves_the_slow_weights_in_masters_and_model(tmp_path, stage, where):
+    data = images(8)
+    batch = {"pixel_values": torch.stack([d["pixel_values"] for d in data]), "labels": torch.arange(8) % 4}
+    for moved, slow, loss, error in run_group(zero.failed, tmp_path, stage, where):
+        assert moved == 0.0
+        assert max_difference(of_folder(tmp_path), slow) == 0.0
+        model = make_model(**PLAIN)
+        model.load_state_dict(slow)
+        assert loss == pytest.approx(model(**batch).loss.item(), abs=ROUNDING)
+        assert "a second train() of a Trainer" in error
+
+
+@pytest.mark.parametrize("options", [{}, {"bf16": True}], ids=["float32", "bf16"])
+@pytest.mark.parametrize("stage", zero.STAGES)
+def test_a_gradient_that_is_not_finite_in_one_process_moves_nothing(tmp_path, stage, options):
+    for moved, skipped, _ in run_group(zero.non_finite, tmp_path, stage, options):
+        assert moved[0] == 0.0 and min(moved[1:]) > 1e-4
+        assert skipped == [None, 1, 1, 1, 1, 1][: len(skipped)]
+
+
+@pytest.mark.parametrize("stage", zero.STAGES)
+def test_float16_finds_its_loss_scale(tmp_path, stage):
+    (plain, neutral, iterated), _ = run_group(zero.searching_its_scale, tmp_path, stage)
+    assert plain[0] == neutral[0] and max_difference(plain[1], neutral[1]) == 0.0
+    _, weights, skipped, scale, counted = iterated
+    assert skipped == counted > 10 and scale < 2**20
+    assert max_difference(weights, make_model(**PLAIN)) > 1e-4
+
+
+def test_what_else_people_set_changes_nothing(tmp_path):
+    by_schedule = {
+        name: one_process(tmp_path / name, METHODS["lookbehind-sam-adaptive"], lr_scheduler_type=name)
+        for name in ("linear", "constant")
+    }
+    for results in run_group(zero.variants, tmp_path):
+        for (name, stage), weights in results.items():
+            reference = by_schedule["constant" if "by the config" in name else "linear"]
+            assert max_difference(weights, reference) <= ROUNDING, (name, stage)
+
+
+def test_adapters_equal_those_of_one_process(tmp_path):
+    reference = one_process(tmp_path / "one", METHODS["lookbehind-sam-adaptive"], model=zero.adapted())
+    for results in run_group(zero.adapters, tmp_path):
+        for stage, weights in results.items():
+            assert max_difference(weights, reference) <= ROUNDING, stage
+
+
+def test_other_settings_equal_one_process(tmp_path):
+    for results in run_group(zero.trainings, tmp_path, zero.SETTINGS, (2,)):
+        for (stage, name, _), (weights, _) in results.items():
+            reference = one_process(tmp_path / "one", zero.SETTINGS[name])
+            assert max_difference(weights, reference) <= ROUNDING, (stage, name)
+
+
+def test_a_part_of_the_window_is_that_of_ddp(tmp_path):
+    """Each process draws of its own share."""
+    config = {"part": dict(k=2, rho=0.02, ascent_fraction=0.5)}
+    ddp = run_group(train_all, tmp_path / "ddp", 2, 2, config)
+    for results in run_group(zero.trainings, tmp_path / "zero", config, (2,)):
+        for case, (weights, _) in results.items():
+            assert max_difference({n: w.double() for n, w in weights.items()}, ddp[0]["part"][0]) <= ROUNDING, case
+
+
+def test_how_many_collectives_an_iteration_takes(tmp_path):
+    counts, _ = run_group(zero.collectives, tmp_path)
+    for stage in (1, 2):
+        plain = counts[(stage,)]["all_gather_into_tensor"]
+        # k+1 publications, of which the last is ZeRO's own; an adaptive alpha is known after that one only
+        assert counts[stage, 1, "static"]["all_gather_into_tensor"] == 2 * plain
+        assert counts[stage, 3, "static"]["all_gather_into_tensor"] == 4 * plain
+        assert counts[stage, 3, "adaptive"]["all_gather_into_tensor"] == 5 * plain
+    for kind in ("all_gather_into_tensor", "reduce_scatter_tensor"):  # of stage 3: one for each gradient, and no more
+        for k, alpha in ((1, "static"), (3, "static"), (3, "adaptive")):
+            assert counts[3, k, alpha][kind] == (k + 1) * counts[(3,)][kind]
+
+
+def test_what_is_not_supported_is_refused_by_name(tmp_path):
+    for said in run_group(zero.refusals, tmp_path):
+        for name, refusal in said.items():
+            assert name in refusal and "not supported" in refusal, (name, refusal)
