@@ -1,5 +1,6 @@
 """The configs for `accelerate launch` are those of the installed accelerate, and say what their names say."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,15 @@ FILES = {
     "zero3": (1, DistributedType.DEEPSPEED, 3),
     "several_nodes": (2, DistributedType.FSDP, None),
 }
+
+
+@pytest.fixture(autouse=True)
+def environment():
+    """Accelerate writes into it."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 def load(name):
