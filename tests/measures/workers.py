@@ -7,6 +7,7 @@ from torch.nn.parallel import DistributedDataParallel
 from hf_lookbehind.config import InputError
 from hf_lookbehind.measures import hessian_eigenvalues, hessian_trace, loss_line, loss_plane, sharpness, weight_noise
 from tests.measures.problems import assert_same_traces, image_batches, traces, vit
+from tests.models import layers_of
 
 SIZES = (3, 2, 1, 2)
 
@@ -74,7 +75,7 @@ def sharded():
     """Under FSDP2; what it says where it cannot."""
     dist.init_process_group("gloo")
     model = vit()
-    for layer in model.vit.layers:
+    for layer in layers_of(model):
         fully_shard(layer)
     fully_shard(model)
     batches, rank = image_batches(SIZES), dist.get_rank()

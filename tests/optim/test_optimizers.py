@@ -12,7 +12,8 @@ from tests.failures import K
 from tests.models import closure_of, max_difference, trained, weights_of
 
 TORCH = {
-    **{name: {} for name in ("Adadelta", "Adamax", "ASGD", "Muon", "NAdam", "RAdam", "RMSprop", "Rprop")},
+    **{name: {} for name in ("Adadelta", "Adamax", "ASGD", "NAdam", "RAdam", "RMSprop", "Rprop")},
+    **({"Muon": {}} if hasattr(torch.optim, "Muon") else {}),  # since torch 2.9
     **{
         f"{name} {kind}": {kind: True} for name in ("SGD", "Adam", "AdamW", "Adagrad") for kind in ("foreach", "fused")
     },

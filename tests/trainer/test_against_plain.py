@@ -7,8 +7,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, Trainer
 
 from hf_lookbehind import InputError, LookbehindConfig, LookbehindTrainer
 from hf_lookbehind.optim.reference import ReferenceLookbehind
-from tests.models import closure_of, max_difference
-from tests.training import PLAIN, images, make_model, make_trainer, train
+from tests.models import closure_of, layers_of, max_difference
+from tests.training import PLAIN, activation_checkpointing, images, make_model, make_trainer, train
 
 # 28 images in micro-batches of 4: with accumulation 3 every epoch ends with a short window
 NO_PERTURBATION = [dict(k=1, rho=0, alpha=1), dict(k=0), dict(k=1, rho=0, alpha=1, ascent="asam")]
@@ -54,7 +54,7 @@ class LookbehindWeighted(LookbehindTrainer, Weighted):
         (dict(trainer_kwargs=dict(compute_loss_func=smooth)), None),
         (dict(lr_scheduler_type="cosine", warmup_steps=3, optim="adafactor"), None),
         (dict(optim="sgd", bf16=True), None),
-        (dict(activation_checkpointing=True, activation_checkpointing_kwargs={"use_reentrant": True}), None),
+        (activation_checkpointing(use_reentrant=True), None),
         (dict(), (Weighted, LookbehindWeighted)),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
@@ -192,11 +192,12 @@ def test_gradients_can_be_changed_before_each_descent(tmp_path, config, expected
         model.classifier.weight.grad.zero_()
         model.classifier.weight.grad[0, 0] = 100.0  # before clipping: it leaves nothing of the others
 
-    start = model.vit.layers[0].mlp.fc1.weight.detach().clone()
+    (first, *_) = [module for module in layers_of(model)[0].modules() if isinstance(module, torch.nn.Linear)]
+    start = first.weight.detach().clone()
     options = dict(optim="sgd", lr_scheduler_type="constant", max_grad_norm=1e-3, max_steps=1, learning_rate=1e-2)
     train(tmp_path, config, model=model, trainer_kwargs=dict(transform_gradient=transform), **options)
     assert seen == expected
-    assert (model.vit.layers[0].mlp.fc1.weight - start).abs().max() < 1e-6
+    assert (first.weight - start).abs().max() < 1e-6
     before = make_model().classifier.weight[0, 0].item()
     moved = max(len(expected), 1) * (1 / 3 if expected == [1, 2, 3] else 1)
     assert model.classifier.weight[0, 0].item() - before == pytest.approx(-1e-5 * moved, rel=0.05)

@@ -30,7 +30,7 @@ from tests.live import (
     trainable_storages,
 )
 from tests.models import closure_of, max_difference, weights_of
-from tests.training import PLAIN, images, make_model, make_trainer
+from tests.training import PLAIN, add_adapter, images, make_model, make_trainer
 
 NO_PERTURBATION = dict(k=1, rho=0, alpha=1)
 SAM, ASAM = dict(k=3, rho=0.05), dict(k=3, rho=0.5, ascent="asam", alpha="adaptive")
@@ -214,7 +214,7 @@ def test_adapters_that_transformers_adds_itself(tmp_path):
 
     def run(config):
         model = llama()
-        model.add_adapter(METHODS["lora"]())
+        add_adapter(model, METHODS["lora"]())
         start = weights_of(model)
         fit(tmp_path, config, model, save_strategy="steps", save_steps=4)
         assert moved(start, weights_of(model)) == adapter_names(model)
