@@ -21,7 +21,6 @@ ON_CPU = dict(use_cpu=True, accelerator_config={"use_configured_state": True})
 RUN = dict(max_steps=6, learning_rate=1e-3)
 SAVING_WHOLE = dict(stage3_gather_16bit_weights_on_model_save=True)
 FLOAT32_SUMS = dict(data_types=dict(grad_accum_dtype="fp32"))
-TORCH_ADAM = dict(torch_adam=True)
 NEUTRAL = {
     "k=0": dict(k=0),
     "k=1": dict(k=1, rho=0.0, alpha=1),
@@ -100,29 +99,26 @@ def rows(trainer, *names):
     return [[row.get(name) for name in names] for row in trainer.state.log_history if "loss" in row]
 
 
-def trainings(output_dir, methods=METHODS, accumulations=(1, 2)):
-    """By stage, method and accumulation: the final weights, and what was logged."""
+def trainings(output_dir, stage, methods, accumulations):
+    """By method and accumulation: the final weights, and what was logged."""
     results = {}
-    for stage in STAGES:
-        for name, config in methods.items():
-            for accumulation in accumulations:
-                trainer = run(output_dir, config, stage, batch=4 // accumulation, accumulation=accumulation)
-                logged = rows(trainer, "loss", "sharpness", "alpha")
-                results[stage, name, accumulation] = masters(trainer.model), logged
+    for name, config in methods.items():
+        for accumulation in accumulations:
+            trainer = run(output_dir, config, stage, batch=4 // accumulation, accumulation=accumulation)
+            logged = rows(trainer, "loss", "sharpness", "alpha")
+            results[name, accumulation] = masters(trainer.model), logged
     return results
 
 
-def neutral(output_dir, precision):
-    """By stage and settings: the difference from plain DeepSpeed, and whether the logs are the same."""
-    results = {}
+def neutral(output_dir, stage, options):
+    """By settings: the difference from plain DeepSpeed, and whether the logs are the same."""
     names = "loss", "grad_norm", "learning_rate"
-    for stage in STAGES:
-        options = {precision: True} if precision else {}
-        plain = run(output_dir, None, stage, model=make_model(**DROPOUT), **options)
-        weights, logs = masters(plain.model), rows(plain, *names)
-        for name, config in NEUTRAL.items():
-            trainer = run(output_dir, config, stage, model=make_model(**DROPOUT), **options)
-            results[stage, name] = max_difference(weights, masters(trainer.model)), rows(trainer, *names) == logs
+    plain = run(output_dir, None, stage, model=make_model(**DROPOUT), **options)
+    weights, logs = masters(plain.model), rows(plain, *names)
+    results = {}
+    for name, config in NEUTRAL.items():
+        trainer = run(output_dir, config, stage, model=make_model(**DROPOUT), **options)
+        results[name] = max_difference(weights, masters(trainer.model)), rows(trainer, *names) == logs
     return results
 
 
@@ -251,34 +247,34 @@ def searching_its_scale(output_dir, stage):
     return [(*result[:-1], getattr(result[-1], "skipped_iterations", None)) for result in found]
 
 
-def variants(output_dir):
-    """What else people set, each on the stages where it matters: by name, the final weights."""
-    config = METHODS["lookbehind-sam-adaptive"]
-    optimizer = dict(
-        type="AdamW", params=dict(lr="auto", betas="auto", eps="auto", weight_decay="auto", torch_adam=True)
-    )
-    constant = dict(
-        type="LRRangeTest",
-        params=dict(lr_range_test_min_lr=1e-3, lr_range_test_step_size=100, lr_range_test_step_rate=0.0),
-    )
-    on_cpu = dict(offload_optimizer=dict(device="cpu", pin_memory=False))
+BY_THE_CONFIG = "all by the config"
+
+
+def variants(output_dir, stage):
+    """What else people set: by name, the final weights."""
+    adam = dict.fromkeys(("lr", "betas", "eps", "weight_decay"), "auto") | dict(torch_adam=True)
+    optimizer = dict(optimizer=dict(type="AdamW", params=adam))
+    rates = dict(lr_range_test_min_lr=1e-3, lr_range_test_step_size=100, lr_range_test_step_rate=0.0)
+    on_cpu = dict(device="cpu", pin_memory=False)
     cases = {
-        "by the config": [(s, dict(optimizer=optimizer, scheduler=constant)) for s in STAGES],
-        "optimizer": [(s, dict(optimizer=optimizer)) for s in (2, 3)],
-        "offloaded": [(s, dict(zero=on_cpu)) for s in STAGES],
-        "weights offloaded": [(3, dict(zero=on_cpu | dict(offload_param=dict(device="cpu", pin_memory=False))))],
-        "persistent": [(3, dict(zero=dict(stage3_param_persistence_threshold=30)))],
-        "buckets": [(s, dict(zero=dict(reduce_bucket_size=100, allgather_bucket_size=100))) for s in (1, 2)],
-        "round robin": [(2, dict(zero=dict(round_robin_gradients=True)))],
-        "overlap": [(2, dict(zero=dict(overlap_comm=True))), (3, dict(zero=dict(overlap_comm=True)))],
+        BY_THE_CONFIG: optimizer | dict(scheduler=dict(type="LRRangeTest", params=rates)),  # a constant rate
+        "optimizer": optimizer,
+        "offloaded": dict(zero=dict(offload_optimizer=on_cpu)),
+        "overlap": dict(zero=dict(overlap_comm=True)),
     }
+    if stage == 3:
+        cases["weights offloaded"] = dict(zero=dict(offload_optimizer=on_cpu, offload_param=on_cpu))
+        cases["persistent"] = dict(zero=dict(stage3_param_persistence_threshold=30))
+    else:
+        cases["buckets"] = dict(zero=dict(reduce_bucket_size=100, allgather_bucket_size=100))
+        cases["round robin"] = dict(zero=dict(round_robin_gradients=True))
     results = {}
-    for name, runs in cases.items():
-        constant_lr = dict(lr_scheduler_type="constant") if "by the config" in name else {}
-        for stage, ds in runs:
-            trainer = run(output_dir, config, stage, ds=ds, **constant_lr)
-            own = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
-            results[name, stage] = own if name == "round robin" else masters(trainer.model)
+    for name, ds in cases.items():
+        constant = dict(lr_scheduler_type="constant") if name == BY_THE_CONFIG else {}
+        trainer = run(output_dir, METHODS["lookbehind-sam-adaptive"], stage, ds=ds, **constant)
+        # DeepSpeed's function for the masters is wrong under round_robin_gradients
+        own = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
+        results[name] = own if name == "round robin" else masters(trainer.model)
     return results
 
 
@@ -300,14 +296,13 @@ def adapted():
     return get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
 
 
-def adapters(output_dir, stages=STAGES):
-    """By stage, the final adapters."""
-    config = METHODS["lookbehind-sam-adaptive"]
-    return {stage: masters(run(output_dir, config, stage, model=adapted()).model) for stage in stages}
+def adapters(output_dir, stage):
+    """The final ones."""
+    return masters(run(output_dir, METHODS["lookbehind-sam-adaptive"], stage, model=adapted()).model)
 
 
-def collectives(output_dir):
-    """By stage and k, how many collectives of each kind one iteration takes."""
+def collectives(output_dir, stage):
+    """By k and alpha, and of plain DeepSpeed, how many collectives of each kind one iteration takes."""
     counts, results = Counter(), {}
     kinds = "all_reduce", "all_gather_into_tensor", "reduce_scatter_tensor", "reduce", "broadcast", "all_gather"
 
@@ -328,10 +323,9 @@ def collectives(output_dir):
         def on_step_end(self, *args, **kwargs):
             results[case] = dict(counts)
 
-    for stage in STAGES:
-        for config in (None, dict(k=1, rho=0.02), dict(k=3, rho=0.02), dict(k=3, rho=0.02, alpha="adaptive")):
-            case = stage, *(() if config is None else (config["k"], config.get("alpha", "static")))
-            run(output_dir, config, stage, batch=4, accumulation=1, callbacks=[Count()], max_steps=3)
+    for config in (None, dict(k=1, rho=0.02), dict(k=3, rho=0.02), dict(k=3, rho=0.02, alpha="adaptive")):
+        case = "plain" if config is None else (config["k"], config.get("alpha", "static"))
+        run(output_dir, config, stage, batch=4, accumulation=1, callbacks=[Count()], max_steps=3)
     return results
 
 
@@ -344,12 +338,7 @@ def refusals(output_dir):
         "zenflow": (dict(stage=2, zenflow={}), {}, {}, {}),
         "device='nvme'": (dict(stage=3, offload_optimizer=dict(device="nvme", nvme_path="x")), {}, {}, {}),
         "super_offload=True": (dict(stage=3, offload_optimizer=dict(device="cpu", super_offload=True)), {}, {}, {}),
-        "grad_accum_dtype='fp32'": (
-            dict(stage=1),
-            dict(data_types=dict(grad_accum_dtype="fp32")),
-            {},
-            dict(bf16=True),
-        ),
+        "grad_accum_dtype='fp32'": (dict(stage=1), FLOAT32_SUMS, {}, dict(bf16=True)),
         "autotp_size=2": (dict(stage=1), dict(tensor_parallel=dict(autotp_size=2)), {}, {}),
         "sequence_parallel_size=2": (dict(stage=1), dict(sequence_parallel_size=2), {}, {}),
         "deepcompile=True": (dict(stage=3), dict(compile=dict(deepcompile=True)), {}, {}),
