@@ -2,7 +2,10 @@
 
 import importlib.util
 import inspect
+import json
+import os
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +13,7 @@ from transformers import ViTForImageClassification
 
 from hf_lookbehind.optim import partitions
 from tests.distributed import zero
+from tests.distributed.launch import run
 from tests.distributed.workers import METHODS, train_all
 from tests.models import max_difference, weights_of
 from tests.processes import run_group
@@ -20,6 +24,7 @@ pytestmark = pytest.mark.skipif(
 )
 # float32: one process adds gradients up in another order. The trainings move weights by about 5e-3.
 ROUNDING = 1e-6
+ROOT = Path(__file__).parents[2]
 each_stage = pytest.mark.parametrize("stage", zero.STAGES)
 
 
@@ -164,3 +169,31 @@ def test_what_is_not_supported_is_refused_by_name(tmp_path):
     for said in run_group(zero.refusals, tmp_path):
         for name, refusal in said.items():
             assert name in refusal and "not supported" in refusal, (name, refusal)
+
+
+# What a CPU needs before the launched program runs.
+ON_CPU = """
+import runpy, sys
+from tests.distributed.zero import use_deepspeed
+use_deepspeed()
+sys.argv = sys.argv[1:]
+runpy.run_module(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("name", ["zero2", "zero3"])
+def test_the_program_under_the_launcher_with_a_ready_config(tmp_path, name):
+    (tmp_path / "on_cpu.py").write_text(ON_CPU, encoding="utf-8")
+    flags = (
+        "--dataset_name digits --max_steps 2 --max_train_samples 64 --train_val_split 0 --k 2 --rho 0.02 "
+        "--per_device_train_batch_size 8 --gradient_accumulation_steps 2 --use_cpu --output_dir out"
+    ).split()
+    config = ROOT / "scripts" / "recipes" / "accelerate" / f"{name}.yaml"
+    launch = ["accelerate", "launch", "--config_file", str(config), "--num_processes", "2", "on_cpu.py"]
+    program = ["hf_lookbehind.scripts.run_image_classification", *flags]
+    state = ["--accelerator_config", '{"use_configured_state": true}']
+    paths = os.pathsep.join([str(ROOT), os.environ["PYTHONPATH"]])
+    run({tmp_path: [*launch, *program, *state]}, PYTHONPATH=paths, DS_ACCELERATOR="cpu")
+    results = json.loads((tmp_path / "out" / "all_results.json").read_text(encoding="utf-8"))
+    assert results["train_engine"] == name.replace("zero", "ZeRO-") and results["train_processes"] == 2
+    assert of_folder(tmp_path / "out")

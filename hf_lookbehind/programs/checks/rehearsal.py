@@ -32,7 +32,7 @@ def rehearse(task: Task, args: Arguments, checkpoint: str | None = None) -> None
     Much of what flags ask for is found impossible by the library only in the middle of its `train()`. Here that is all
     of it: data loaders, what is done to the model before it is trained, optimizer, schedule, what a checkpoint holds,
     passes and steps. The model is loaded for this alone and thrown away, and a Trainer seeds the random generators
-    when it is made: the training that follows is to the bit what it would be.
+    when it is made: the training that follows is to the bit what it would be. Under DeepSpeed nothing is rehearsed.
 
     Args:
         task: with the data.
@@ -44,6 +44,8 @@ def rehearse(task: Task, args: Arguments, checkpoint: str | None = None) -> None
         Exception: what no flag explains, as it was raised: a fault of the program.
     """
     _check_reports(args.training)
+    if args.training.deepspeed_plugin is not None:
+        return  # DeepSpeed's settings are made once in a process, of the batches that are trained on
 
     def attempt(training: FinetuningArguments, checkpoint: str | None) -> Exception | None:
         with _only_new_garbage():

@@ -8,6 +8,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ...config import InputError
 from ..cli.arguments import ModelArguments
@@ -181,9 +182,13 @@ def build_model(auto_class: Any, args: ModelArguments, config: PreTrainedConfig)
 def try_out(model: PreTrainedModel, batch: Mapping[str, torch.Tensor], args: ModelArguments) -> None:
     """One forward pass, before anything is written. It leaves no trace: no dropout, no random numbers drawn.
 
+    None under ZeRO-3.
+
     Raises:
         InputError: the model cannot take such examples.
     """
+    if is_deepspeed_zero3_enabled():
+        return  # the weights are cut, and no engine gathers them yet
     problem = getattr(model.config, "problem_type", None)
     flag = next((f for f in ("model_name_or_path", "config_overrides", "config_name") if getattr(args, f)), None)
     training = model.training
@@ -203,4 +208,9 @@ def _renew_head(model: PreTrainedModel, fresh: PreTrainedModel) -> None:
     new = dict(fresh.named_parameters())
     for name, parameter in model.named_parameters():
         if not name.startswith(f"{model.base_model_prefix}."):
-            parameter.copy_(new[name])
+            _held(parameter).copy_(_held(new[name]))
+
+
+def _held(parameter: torch.Tensor) -> torch.Tensor:
+    """What this process holds of a parameter: under ZeRO-3 a model is cut while it is loaded."""
+    return getattr(parameter, "ds_tensor", parameter)
