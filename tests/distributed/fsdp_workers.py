@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import TrainerCallback, ViTForImageClassification
 
 from hf_lookbehind import InputError, LookbehindTrainer
-from hf_lookbehind.trainer.resume import what_is_missing
+from hf_lookbehind.trainer.resume import last_complete_checkpoint, what_is_missing
 from tests.distributed.pretended import ON_PRETENDED, AssertSharded, pretend_gpus, whole_weights
 from tests.distributed.workers import METHODS, RUN
 from tests.models import max_difference, weights_of
@@ -259,3 +259,25 @@ def without_shards(folder):
     """What is said where accelerate would leave the weights whole: FSDP is asked for, and the device is a CPU."""
     AcceleratorState._reset_state(reset_partial_state=True)
     return _refusal(make_trainer, folder, dict(k=1), fsdp=True, fsdp_config=LAYERS)
+
+
+# ---- kills ----
+
+KILLED = dict(fsdp=dict(state_dict_type="SHARDED_STATE_DICT"), dropout=DROPOUT, max_steps=30)
+KILLED |= dict(save_strategy="steps", save_steps=1, save_total_limit=2)
+
+
+class Tell(TrainerCallback):
+    """A file says that the training has begun."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        Path(args.output_dir, f"begun-{args.process_index}").touch()
+
+
+def to_the_end(folder):
+    """Train, from the last complete checkpoint if there is one; the final weights."""
+    dist.init_process_group("gloo")
+    trainer = make_sharded(folder, ADAPTIVE, **KILLED)
+    trainer.add_callback(Tell())
+    trainer.train(resume_from_checkpoint=last_complete_checkpoint(folder))
+    return whole_weights(trainer.model), trainer.state.global_step

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from hf_lookbehind.report import format_table
 from hf_lookbehind.scripts import run_image_classification
+from tests.distributed.pretended import pretend_gpus
 from tests.processes import run_group
 
 METHODS = {
@@ -26,6 +27,10 @@ METHODS = {
     "Lookbehind-ASAM, adaptive": dict(k=3, rho=0.05, ascent="asam", alpha="adaptive-global"),
 }
 
+FSDP2 = {
+    "fsdp": "full_shard", "fsdp_config": '{"transformer_layer_cls_to_wrap": "ViTLayer"}', "use_cpu": True,
+    "accelerator_config": '{"use_configured_state": true}',
+}  # fmt: skip
 # processes, micro-batch of each, micro-batches per step, other flags; the first is what the others must equal
 CLASSES = {
     "1 process x 8": (1, 8, 1, {}),
@@ -36,6 +41,9 @@ CLASSES = {
     "activation checkpointing": (1, 8, 1, {"activation_checkpointing": True}),
     "stopped and resumed": (1, 8, 1, {"resume_from_checkpoint": "last"}),
     "2 processes, stopped and resumed": (2, 4, 1, {"resume_from_checkpoint": "last"}),
+    "FSDP2, 2 x 4": (2, 4, 1, FSDP2),
+    "FSDP2, 2 x 2 accumulated x 2": (2, 2, 2, FSDP2),
+    "FSDP2, 2, stopped and resumed": (2, 4, 1, FSDP2 | {"resume_from_checkpoint": "last"}),
 }
 BASELINE = next(iter(CLASSES))
 STEPS, STOPPED_AT = 9, 4
@@ -58,14 +66,20 @@ def train(folder, name):
     for method, config in METHODS.items():
         output_dir = Path(folder, method)
         if "resume_from_checkpoint" in others:
-            _main(flags(output_dir, batch, accumulation, **config))
+            _main(flags(output_dir, batch, accumulation, **config, **_without_resume(others)))
             if int(os.environ.get("RANK", 0)) == 0:
                 shutil.rmtree(output_dir / f"checkpoint-{2 * STOPPED_AT}")
                 (output_dir / "model.safetensors").unlink()
         _main(flags(output_dir, batch, accumulation, **config, **others))
 
 
+def _without_resume(others):
+    return {name: value for name, value in others.items() if name != "resume_from_checkpoint"}
+
+
 def _main(argv):
+    if any(flag.startswith("--fsdp") for flag in argv):
+        pretend_gpus()
     with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.redirect_stderr(said):
         exit_code = run_image_classification.main(argv)
     assert exit_code == 0, said.getvalue()
