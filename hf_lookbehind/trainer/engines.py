@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import transformers
 from torch import Tensor, nn
 from torch.distributed.fsdp import StateDictType
 from torch.optim import Optimizer
@@ -116,6 +117,13 @@ class Engine:
         args = self.trainer.args
         if getattr(args, "fsdp", None) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
             yield "FSDP is not supported on this device: accelerate would train with DDP, and not shard. Leave it out"
+        if args.world_size > 1 and any(map(is_sharded, self.trainer.model.parameters())):
+            yield (
+                "a model that is sharded before the training is not supported by the Trainer of transformers "
+                f"{transformers.__version__}, which would wrap its shards in DDP. With 5.19 or later load it by "
+                "from_pretrained(..., distributed_config=DistributedConfig(fsdp_size=N)); or let the Trainer shard it "
+                "(fsdp=True)"
+            )
         if args.n_gpu > 1 and args.parallel_mode == ParallelMode.NOT_DISTRIBUTED:
             yield (
                 f"nn.DataParallel over {args.n_gpu} GPUs is not supported. Start with torchrun or accelerate launch, "

@@ -1,11 +1,9 @@
 """Sharded parameters (FSDP2) give the trajectory of whole ones."""
 
-import inspect
-
 import pytest
 import torch
+import transformers
 from packaging.version import Version
-from transformers.distributed import DistributedConfig
 
 from hf_lookbehind import Lookbehind, LookbehindConfig
 from tests.distributed import workers
@@ -44,18 +42,17 @@ def test_an_error_between_forward_and_backward_leaves_the_next_forward_at_phi():
         assert after == before
 
 
-def test_several_meshes_and_m_sharpness_on_shards_are_refused_by_the_core():
-    for meshes, m_sharpness in run_group(workers.refusals_on_shards):
+def test_several_meshes_m_sharpness_and_a_model_of_shards_from_elsewhere_are_refused(tmp_path):
+    for meshes, m_sharpness, elsewhere in run_group(workers.refusals_on_shards, tmp_path):
         assert "lie on several meshes (tensor parallelism)" in meshes and "Use DDP" in meshes
         assert "sync_ascent=False is not allowed with sharded parameters" in m_sharpness
+        assert "sharded before the training is not supported" in elsewhere and "5.19 or later" in elsewhere
 
 
 @pytest.mark.skipif(
-    "fsdp_size" not in inspect.signature(DistributedConfig).parameters, reason="this transformers does not shard"
+    Version(transformers.__version__) < Version("5.19"), reason="Trainers take sharded models since transformers 5.19"
 )
 def test_trainer_on_a_model_sharded_at_load_time_equals_one_process(tmp_path):
-    import torch
-
     methods = {name: workers.METHODS[name] for name in ("adamw", "sam", "lookbehind-asam-adaptive-global")}
     make_model(torch.float64, **PLAIN).save_pretrained(tmp_path / "source")
     expected = workers.train_all(tmp_path / "one", batch=8, accumulation=1, methods=methods)

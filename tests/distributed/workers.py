@@ -168,8 +168,8 @@ def fsdp_error_between_forward_and_backward():
         return before, loss_fn().item()
 
 
-def refusals_on_shards():
-    """What the core says to parameters on several meshes, and to m-sharpness on shards."""
+def refusals_on_shards(output_dir):
+    """What is said to parameters on several meshes, to m-sharpness on shards, and to shards in a Trainer's hands."""
     dist.init_process_group("gloo")
     one = torch.distributed.init_device_mesh("cpu", (2,))
     other = torch.distributed.init_device_mesh("cpu", (1, 2), mesh_dim_names=("replicate", "shard"))
@@ -182,6 +182,11 @@ def refusals_on_shards():
             Lookbehind(model, OPTIMIZERS["sgd"](groups(model)), LookbehindConfig(**config))
         except InputError as error:
             said.append(str(error))
+    model = fully_shard(make_model(), mesh=one)
+    try:
+        make_trainer(output_dir, dict(k=1), model=model)
+    except InputError as error:
+        said.append(str(error))
     return said
 
 

@@ -112,7 +112,8 @@ def fake_trainer(**changes):
     )
     sizes = dict(fsdp_size=2, tp_size=1, dp_replicate_size=1, pp_size=1, ep_size=1) | settings["sharding"]
     sharding = SimpleNamespace(**({"fsdp_cpu_offload": False, "fsdp_mixed_precision": False} | sizes))
-    model = SimpleNamespace(config=SimpleNamespace(distributed_config=sharding), modules=lambda: ())
+    config = SimpleNamespace(distributed_config=sharding)
+    model = SimpleNamespace(config=config, modules=lambda: (), parameters=lambda: ())
     return SimpleNamespace(args=args, accelerator=accelerator, model=model, transform_gradient=None, **settings)
 
 
