@@ -115,7 +115,9 @@ class Engine:
     def refusals(self, config: LookbehindConfig) -> Iterator[str]:
         """What Lookbehind cannot serve in the trainer's setup of this engine, one sentence or two each."""
         args = self.trainer.args
-        if getattr(args, "fsdp", None) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+        # one process alone may have the variable from TrainingArguments(fsdp=True) of an earlier Trainer
+        is_launched_so = args.world_size > 1 and os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+        if getattr(args, "fsdp", None) or is_launched_so:
             yield "FSDP is not supported on this device: accelerate would train with DDP, and not shard. Leave it out"
         if args.world_size > 1 and any(map(is_sharded, self.trainer.model.parameters())):
             yield (

@@ -147,6 +147,13 @@ def test_parallelism_that_is_not_supported_is_refused(changes, named):
     assert re.search(named, refusal)
 
 
+def test_what_arguments_with_fsdp_left_in_the_environment_refuses_no_other_training(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")  # TrainingArguments(fsdp=...) does so, for the whole process
+    make_trainer(tmp_path, dict(k=1))
+    (refusal,) = support._parallelism(fake_trainer(world_size=2), LookbehindConfig())
+    assert "accelerate would train with DDP" in refusal
+
+
 def test_training_step_outside_train_says_so(tmp_path):
     trainer = make_trainer(tmp_path, dict(k=1))
     with pytest.raises(RuntimeError, match="inside train"):
