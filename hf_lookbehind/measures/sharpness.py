@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..config import InputError, LookbehindWarning
 from ..optim.ascent import NORM_EPSILON, PLAIN, RULES, Ascent
+from ..optim.steps import KnownStep
 from ..tensors.foreach import accumulation_dtype
 from ..tensors.names import parameter_names
 from ..tensors.processes import is_sharded
@@ -184,7 +185,7 @@ class _Around:
     def _step(self, step: float) -> None:
         """A step of the core from w, along the gradient there."""
         for rule, weights, gradients in self._by_rule():
-            rule.step_(weights, gradients, step)
+            rule.step_(weights, gradients, KnownStep(step))
 
     def _by_rule(self) -> Iterator[tuple[Ascent, list[Tensor], list[Tensor]]]:
         """Weights and their gradients: of those with T = 1, then of the others."""

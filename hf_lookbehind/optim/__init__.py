@@ -1,5 +1,6 @@
 """The algorithm: torch and the config only."""
 
-from .lookbehind import Lookbehind, LookbehindStats
+from .lookbehind import Lookbehind
+from .stats import LookbehindStats
 
 __all__ = ["Lookbehind", "LookbehindStats"]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..tensors.foreach import chunks, tensor_norms
+from .steps import Step
 
 # Added to the norm in the denominator, as in the authors' code.
 NORM_EPSILON = 1e-16
@@ -84,16 +85,15 @@ class Ascent:
             return tensor_norms(gradients)
         return _joined(tensor_norms(self._scaled(weights[c], gradients[c])) for c in chunks(weights))
 
-    def step_(self, weights: Sequence[Tensor], gradients: Sequence[Tensor], step: float) -> None:
+    def step_(self, weights: Sequence[Tensor], gradients: Sequence[Tensor], step: Step) -> None:
         """w <- w + step T^2 g, with step = rho / (||T g|| + 1e-16) over all perturbed tensors together."""
         if self.rule.scale is None:
-            if weights:
-                torch._foreach_add_(list(weights), list(gradients), alpha=step)
+            step.add_(weights, gradients)
             return
         for c in chunks(weights):
             squared = self.scales(weights[c], gradients[c])
             torch._foreach_mul_(squared, squared)
-            torch._foreach_addcmul_(list(weights[c]), squared, list(gradients[c]), value=step)
+            step.addcmul_(weights[c], squared, gradients[c])
             del squared  # before the next chunk's are made
 
     def lengths(self, vectors: Sequence[Tensor], weights: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:

@@ -1,10 +1,11 @@
 """The optimizer underneath: what can serve, and how a step of it is prevented."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from ..config import InputError, LookbehindConfig
@@ -64,6 +65,34 @@ def reads_parameters_anew(optimizer: Optimizer) -> bool:
     base = unwrap_accelerate(optimizer)
     is_captured = any(group.get("capturable", False) for group in base.param_groups)
     return type(base).__module__.startswith("torch.optim.") and not is_captured
+
+
+def can_be_told(optimizer: Optimizer) -> bool:
+    """Whether a tensor on its device can tell its step to do nothing: torch's own with `fused=True`."""
+    base = unwrap_accelerate(optimizer)
+    return type(base).__module__.startswith("torch.optim.") and getattr(base, "_step_supports_amp_scaling", False)
+
+
+def descend_unless(failed: Tensor, optimizer: Optimizer, descend: Callable[[], Any]) -> bool:
+    """Descend, with a step that does nothing where `failed` is 1.0.
+
+    It is told in the attribute by which a gradient scaler tells it.
+
+    Args:
+        failed: 0.0 or 1.0, float32, without dimensions.
+        optimizer: one that `can_be_told`.
+        descend: steps it.
+
+    Returns:
+        Whether nobody else has told it: False where `descend` drives a gradient scaler.
+    """
+    base: Any = unwrap_accelerate(optimizer)
+    base.found_inf = failed
+    try:
+        descend()
+    finally:
+        found = vars(base).pop("found_inf", None)
+    return found is failed
 
 
 class _StepPrevented(Exception):

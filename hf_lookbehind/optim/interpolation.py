@@ -40,13 +40,15 @@ def interpolate_adaptively_(
     Returns:
         The mean alpha over the tensors that moved (1.0 if none did).
     """
-    sums = []
+    norms = []
     for chunk in chunks(fast):
         at_slow = near(slow[chunk], fast[chunk])
         torch._foreach_sub_(fast[chunk], at_slow)
         torch._foreach_sub_(first[chunk], at_slow)
-        sums.append(_dots(first[chunk], fast[chunk]))
-    sums = sum_over_shards(torch.cat(sums, dim=1))
+        norms.append(torch.stack([tensor_norms(first[chunk]), tensor_norms(fast[chunk])]))
+    norms = torch.cat(norms, dim=1)
+    cosines = _cosines(first, fast, norms)
+    sums = sum_over_shards(torch.cat([(cosines * norms[0] * norms[1])[None], norms.square()]))
     has_moved = sums[2] > 0
     if not per_tensor:
         sums = sums.sum(dim=1, keepdim=True).expand_as(sums)
@@ -59,20 +61,26 @@ def interpolate_adaptively_(
     return sum(of_moved) / len(of_moved) if of_moved else 1.0
 
 
-def _dots(a: list[Tensor], b: list[Tensor]) -> Tensor:
-    """a.b, a.a and b.b of each pair of tensors, shape (3, n). Overwrites a.
+def _cosines(first: list[Tensor], last: list[Tensor], norms: Tensor) -> Tensor:
+    """The cosine between the two of each pair of tensors, shape (n,). Overwrites the first ones.
 
-    The cosine by norms, which take all tensors at once: of unit vectors, 4 u.v = ||u + v||^2 - ||u - v||^2.
+    By norms, which take all tensors at once: of unit vectors, 4 u.v = ||u + v||^2 - ||u - v||^2.
+
+    Args:
+        norms: of both, shape (2, n).
     """
-    norms = torch.stack([tensor_norms(a), tensor_norms(b)])
-    of_a, of_b = norms.clamp(min=torch.finfo(norms.dtype).tiny).tolist()
-    torch._foreach_div_(a, of_a)
-    combined = list(torch._foreach_div(b, of_b))
-    torch._foreach_add_(combined, a)
-    added = tensor_norms(combined).square()
-    torch._foreach_sub_(combined, a, alpha=2)
-    cosines = ((added - tensor_norms(combined).square()) / 4).clamp(-1, 1)
-    return torch.cat([(cosines * norms[0] * norms[1])[None], norms.square()])
+    of_first, of_last = norms.clamp(min=torch.finfo(norms.dtype).tiny).tolist()
+    cosines = []
+    for chunk in chunks(last):
+        a = first[chunk]
+        torch._foreach_div_(a, of_first[chunk])
+        combined = list(torch._foreach_div(last[chunk], of_last[chunk]))
+        torch._foreach_add_(combined, a)
+        added = tensor_norms(combined).square()
+        torch._foreach_sub_(combined, a, alpha=2)
+        cosines.append((added - tensor_norms(combined).square()) / 4)
+        del combined  # before the next chunk's are made
+    return torch.cat(cosines).clamp(-1, 1)
 
 
 def _alpha(dot: Tensor, first_norm: Tensor, last_norm: Tensor) -> Tensor:

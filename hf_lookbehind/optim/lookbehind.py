@@ -5,7 +5,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..config import ADAPTIVE_ALPHAS, InputError, LookbehindConfig, LookbehindWarning
+from ..tensors.copies import outlasting
 from ..tensors.names import parameter_names
 from ..tensors.processes import (
     average_gradients,
@@ -23,58 +24,18 @@ from ..tensors.processes import (
     sum_over_shards,
 )
 from ..tensors.replay import SameFunction
-from .ascent import NORM_EPSILON, RULES
+from .ascent import RULES
 from .base_optimizer import check_optimizer, reads_parameters_anew, without_step
 from .buffers import Buffers
 from .calibration import RhoCalibration
 from .interpolation import interpolate_, interpolate_adaptively_
+from .iteration import Iteration
 from .parameters import Parameters
+from .readings import Lookout
 from .rounding import report_rounding
-from .stats import NO_STATS, LookbehindStats
+from .stats import NO_STATS
 
 Closure = Callable[[], Any]
-
-
-@dataclass
-class Iteration:
-    """An iteration under way.
-
-    Attributes:
-        plan: the settings, or those of a plain step.
-        losses: of passes 0..k, so far.
-        norms: the denominators of the ascent steps, so far.
-        is_finite: all gradients of this process have been.
-        goes_on: those of all processes, as far as this one knows.
-        is_open: phi is in its buffer, and the model may hold other weights.
-        is_pending: the passes are over, the last descent is due.
-    """
-
-    plan: LookbehindConfig
-    losses: list[float] = field(default_factory=list)
-    norms: list[float] = field(default_factory=list)
-    is_finite: bool = True
-    goes_on: bool = True
-    is_open: bool = False
-    is_pending: bool = False
-
-    @property
-    def is_on_part(self) -> bool:
-        """Whether g_0 is from a part of the window."""
-        return self.plan.k > 0 and self.plan.ascent_fraction < 1
-
-    @property
-    def has_fast_weights(self) -> bool:
-        """Whether the last descent starts from other weights than the slow ones."""
-        return self.plan.k > 1 and self.plan.descent == "every"
-
-    def stats(self) -> LookbehindStats:
-        return LookbehindStats(
-            loss=self.losses[1 if self.is_on_part and len(self.losses) > 1 else 0],
-            ascent_losses=tuple(self.losses[1:]),
-            grad_norms=tuple(self.norms[: self.plan.k]),
-            skipped=not self.goes_on,
-            on_part=self.is_on_part,
-        )
 
 
 class Lookbehind:
@@ -226,7 +187,9 @@ class Lookbehind:
             self.abort()
         self._collect_weights()
         self._with_others.clear()
-        self.stats, self._now = NO_STATS, Iteration(self._settings if full else self._plain_step)
+        is_calibrating = self.calibration is not None and not self.calibration.is_over
+        readings = self._lookout.readings(now=is_calibrating)
+        self.stats, self._now = NO_STATS, Iteration(self._settings if full else self._plain_step, readings)
         if self._now.is_on_part and ascent_closure is None:
             raise InputError(
                 f"ascent_fraction={self._settings.ascent_fraction} wants step(closure, descend, ascent_closure=...): "
@@ -245,7 +208,7 @@ class Lookbehind:
         k, every = now.plan.k, now.plan.descent == "every"
         with SameFunction(self.model, self._devices(), passes=k + 1, others=self.counting) as same_function:
             first_pass = same_function.rehearse if now.is_on_part else same_function.run
-            loss = first_pass(ascent_closure if k else closure)
+            loss = outlasting(first_pass(ascent_closure if k else closure))
             self._measure(loss)  # g_0 = grad L(phi)
             for i in range(1, k + 1):
                 if not now.goes_on:
@@ -256,10 +219,14 @@ class Lookbehind:
                 if now.goes_on:
                     ascent_loss = same_function.run(closure)
                     self._measure(ascent_loss)  # g_i = grad L(phi'_i)
-                    loss = ascent_loss if now.is_on_part and i == 1 else loss
+                    loss = outlasting(ascent_loss) if now.is_on_part and i == 1 else loss
+        now.readings.read()
+        self._look()
         now.goes_on = now.is_pending = now.goes_on and self._average_gradients()
         if not now.goes_on:
             self._spoil_gradients()
+        elif k:
+            self._lookout.is_over()
         return loss
 
     def _devices(self) -> set[torch.device]:
@@ -332,40 +299,40 @@ class Lookbehind:
             parameter.grad = None
 
     def _measure(self, loss: Any) -> None:
-        """Record the loss and the norm of a pass. Goes on only if its gradient, all there is of it, is finite.
-
-        Goes on always where each process climbs its own: `average_gradients` then tells all of them at once.
-        """
+        """Record the loss and the norm of a pass."""
         now = self._now
-        i = len(now.losses)
+        i = now.readings.passes
         # pass 0 need not have all gradients, pass 1 has
         if i < 2 and self._weights.has_sparse_gradients():
             raise InputError("sparse gradients are not supported: build the embedding with sparse=False")
         norm, ascent_norm = self._weights.gradient_norms(for_ascent=i < now.plan.k)
-        loss = torch.as_tensor(loss, dtype=norm.dtype, device=norm.device)
-        loss, norm, ascent_norm = torch.stack([loss, norm, ascent_norm]).tolist()  # a pass synchronises here only
-        now.losses.append(loss)
-        now.norms.append(ascent_norm)
-        # at k=0 this is the base optimizer, which asks nothing
-        is_finite = self._settings.k == 0 or (math.isfinite(norm) and math.isfinite(ascent_norm))
-        now.is_finite = now.is_finite and is_finite
-        now.goes_on = now.is_finite or not self._settings.sync_ascent
+        loss = torch.as_tensor(loss, dtype=norm.dtype).to(norm.device, non_blocking=True)
+        now.readings.add(loss, norm, ascent_norm)
+        self._look()
         if i == 0 and now.plan.k and self.calibration is not None and not self.calibration.is_over:
             self._calibrate(self.calibration)
 
+    def _look(self) -> None:
+        """Goes on only if the gradients, all there is of them, are finite, as far as that is known.
+
+        Goes on always where each process climbs its own: `average_gradients` then tells all of them at once.
+        """
+        self._now.goes_on = self._now.goes_on and (self._now.readings.is_finite or not self._settings.sync_ascent)
+
     def _calibrate(self, calibration: RhoCalibration) -> None:
         """Take pass 0 in; all processes see the same numbers."""
+        readings = self._now.readings
         device, size = exchange_device(self._weights.all[0]), self._weights.size()
-        loss, norm = mean_over_processes([self._now.losses[0], self._now.norms[0] / self.gradient_scale()], device)
+        loss, norm = mean_over_processes([readings.losses[0], readings.norms[0] / self.gradient_scale()], device)
         calibration.observe(loss, norm, size)
 
     def _ascend(self) -> None:
         if not self._now.is_open:
             self._buffers.save("slow")
             self._now.is_open = True
-        if not self._now.is_finite:
+        if not self._now.readings.is_finite:
             return  # this process waits for the others to learn of it
-        self._weights.ascend(self.rho / (self._now.norms[-1] + NORM_EPSILON))
+        self._weights.ascend(self._now.readings.step(self.rho))
         if self.rho and not self._has_reported_rounding:
             self._has_reported_rounding = True
             report_rounding(self._weights.steps_from(self._buffers["slow"]), self.rho)
@@ -382,13 +349,13 @@ class Lookbehind:
         if i == 1:
             self._buffers.copy("fast", "slow")  # phi_0 is phi
         with self._buffers.exchanged("fast"):
-            descend()
+            self._lookout.descend(now.readings, descend)
         if i == 1 and now.plan.k > 2 and now.plan.alpha in ADAPTIVE_ALPHAS:
             self._buffers.copy("first", "fast")
 
     def _average_gradients(self) -> bool:
         """With `sync_ascent=False`, over all processes, once the ascent has used the own one. False: abandon."""
-        return self._settings.sync_ascent or average_gradients(self._weights.all, self._now.is_finite)
+        return self._settings.sync_ascent or average_gradients(self._weights.all, self._now.readings.is_finite)
 
     def _spoil_gradients(self) -> None:
         """Every gradient becomes inf: a scaler then skips in every process, also where only a norm overflowed."""
@@ -428,6 +395,7 @@ class Lookbehind:
                 stacklevel=3,
             )
         self._buffers = self._make_buffers(unique, ["slow"] if self._settings.offload_buffers else [])
+        self._lookout = Lookout(self.optimizer, self._weights, self._settings)
         self._signature = signature  # last: after an interrupt, all of it is done again
 
     def _weight_names(self) -> dict[int, list[str]]:

@@ -11,7 +11,8 @@ from ..tensors.foreach import tensor_norms
 from ..tensors.names import select_targets
 from ..tensors.processes import check_layout, is_sharded, local, locals_of, norms_over_shards
 from .ascent import PLAIN, RULES, Ascent
-from .rounding import Step
+from .rounding import Moved
+from .steps import Step
 
 
 class Parameters:
@@ -87,13 +88,13 @@ class Parameters:
         joined = norms_over_shards(_joined(norms, self.all[0].device), list(chain(*tensors)))
         return torch.linalg.vector_norm(joined), torch.linalg.vector_norm(joined[: sum(map(len, tensors[:-1]))])
 
-    def ascend(self, step: float) -> None:
+    def ascend(self, step: Step) -> None:
         """p <- p + step T^2 g."""
         for ascent, parameters in self.ascents:
             used, gradients = with_gradients(parameters)
             ascent.step_(locals_of(used), gradients, step)
 
-    def steps_from(self, before: Sequence[Tensor]) -> list[Step]:
+    def steps_from(self, before: Sequence[Tensor]) -> list[Moved]:
         """Of each rule: the local parts of its weights as they were, and these weights as they are.
 
         Args:
@@ -123,4 +124,5 @@ def with_gradients(parameters: Sequence[Tensor]) -> tuple[list[Tensor], list[Ten
 
 
 def _joined(norms: Sequence[Tensor], device: torch.device) -> Tensor:
-    return torch.cat([n.to(device) for n in norms])
+    # those of no tensor are on the CPU
+    return torch.cat([n.to(device, non_blocking=True) for n in norms])

@@ -13,10 +13,10 @@ from .ascent import Ascent
 from .buffers import near
 
 # the rule of a step, the local parts of the weights before it, and these weights after it, with their gradients
-Step = tuple[Ascent, list[Tensor], list[Tensor]]
+Moved = tuple[Ascent, list[Tensor], list[Tensor]]
 
 
-def report_rounding(steps: Iterable[Step], rho: float) -> None:
+def report_rounding(steps: Iterable[Moved], rho: float) -> None:
     """Warn of the length that an ascent step has got, if any of the weights that took it is coarser than float32.
 
     Args:

@@ -127,9 +127,13 @@ def _is_plain(tensor: Tensor) -> bool:
 
 
 def _is_untouched(given: Tensor, kept: Tensor) -> bool:
-    """Whether a tensor has the values of its copy; those that share their memory are not looked at."""
-    shares_memory = _is_plain(given) and _address(given) == _address(kept)
-    return shares_memory or (given.layout == torch.strided and not given.is_meta and same_bytes(given, kept))
+    """Whether a tensor has the values of its copy; those that share their memory are not looked at.
+
+    Nor are those on a device, which the host would have to wait for: to copy them once more is quicker.
+    """
+    if _is_plain(given) and _address(given) == _address(kept):
+        return True
+    return given.device.type == "cpu" and given.layout == torch.strided and same_bytes(given, kept)
 
 
 def _address(tensor: Tensor) -> int:
@@ -145,6 +149,11 @@ def _deep(value: Any, memo: Memo) -> Any:
             f"a {type(value).__name__} cannot be copied, so that each pass would meet what the one before made of it "
             f"({error}). Leave it out of the batch, or of lookbehind_counters"
         ) from error
+
+
+def outlasting(loss: Any) -> Any:
+    """A loss that the next pass leaves as it is: what a CUDA graph has put out it overwrites in its next run."""
+    return loss.detach().clone() if isinstance(loss, Tensor) and loss.device.type != "cpu" else loss
 
 
 def same_bytes(a: Tensor | None, b: Tensor | None) -> bool:

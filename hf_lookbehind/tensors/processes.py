@@ -1,6 +1,6 @@
 """Several processes: tensors that each holds in part (FSDP2's DTensors, ZeRO's fragments), gradients of its own."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -91,13 +91,18 @@ def is_main_process() -> bool:
 
 def mean_over_processes(values: Sequence[float], device: torch.device) -> list[float]:
     """Of each number, the same in all processes."""
+    return begin_mean_over_processes(values, device)()
+
+
+def begin_mean_over_processes(values: Sequence[float], device: torch.device) -> Callable[[], list[float]]:
+    """What gives the means, to whom it may concern: all processes have to begin, and none waits until it is called."""
     if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
-        return list(values)
+        return lambda: list(values)
     # float64, as far as a device has it
     dtype = torch.float32 if device.type == "mps" else torch.float64
-    total = torch.tensor(values, dtype=dtype, device=device)
+    total = torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
     dist.all_reduce(total)
-    return (total / dist.get_world_size()).tolist()
+    return (total / dist.get_world_size()).tolist
 
 
 def check_layout(parameters: Sequence[Tensor]) -> None:
@@ -134,7 +139,7 @@ def sum_over_shards(values: Tensor, tensors: Sequence[Tensor]) -> Tensor:
     first = next((t for t in tensors if _cuts(t)), None)
     if not isinstance(first, DTensor):
         return values
-    mask = torch.tensor([bool(_cuts(t)) for t in tensors], device=values.device)
+    mask = torch.tensor([bool(_cuts(t)) for t in tensors]).to(values.device, non_blocking=True)
     total = torch.where(mask, values, 0)
     dist.all_reduce(total, group=first.device_mesh.get_group(_cuts(first)[0]))
     return torch.where(mask, total, values)

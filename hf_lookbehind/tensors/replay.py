@@ -133,11 +133,15 @@ class _Buffer(NamedTuple):
         assert self.tensor is not None and self.values is not None
         return (bytes_of(self.tensor) != bytes_of(self.values)).any()
 
-    @torch.no_grad()
-    def restore(self) -> None:
-        self.module._buffers[self.name] = self.tensor
-        if self.tensor is not None and self.values is not None:
-            self.tensor.copy_(self.values)
+    @property
+    def is_asked(self) -> bool:
+        """Whether its values are compared, to keep no copy of what no forward writes.
+
+        The host would wait for a device to tell: there, copies of small ones are kept and put back unasked.
+        """
+        if self.tensor is None or self.tensor.is_inference():  # the latter cannot be written
+            return True
+        return self.tensor.device.type == "cpu" or self.tensor.numel() > CONSTANT_NUMEL
 
 
 class _Constant(NamedTuple):
@@ -163,9 +167,16 @@ class _State(NamedTuple):
     counters: list[Counter]
 
 
+@torch.no_grad()
 def _restore_buffers(buffers: Iterable[_Buffer]) -> None:
+    tensors, values = [], []
     for buffer in buffers:
-        buffer.restore()
+        buffer.module._buffers[buffer.name] = buffer.tensor
+        if buffer.tensor is not None and buffer.values is not None:
+            tensors.append(buffer.tensor)
+            values.append(buffer.values)
+    if tensors:
+        torch._foreach_copy_(tensors, values)
 
 
 def _index(device: torch.device) -> tuple[torch.device, ...]:
@@ -208,9 +219,13 @@ def _written(buffers: list[_Buffer]) -> list[_Buffer]:
 
     Values are compared, because BatchNorm's kernels write running statistics without raising the tensor's version.
     """
-    is_replaced = [buffer.module._buffers.get(buffer.name) is not buffer.tensor for buffer in buffers]
-    compared = [b for b, replaced in zip(buffers, is_replaced, strict=True) if not replaced and b.tensor is not None]
+    written, compared = [], []
+    for buffer in buffers:
+        is_replaced = buffer.module._buffers.get(buffer.name) is not buffer.tensor
+        if is_replaced or not buffer.is_asked:
+            written.append(buffer)
+        elif buffer.tensor is not None:
+            compared.append(buffer)
     differ = [b.differs() for b in compared]
     flags = torch.stack([d.to(differ[0].device) for d in differ]).tolist() if differ else []
-    written = [b for b, replaced in zip(buffers, is_replaced, strict=True) if replaced]
     return written + [b for b, flag in zip(compared, flags, strict=True) if flag]

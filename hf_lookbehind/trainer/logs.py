@@ -5,7 +5,7 @@
 
 import math
 import statistics
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..optim.lookbehind import Lookbehind
 from ..optim.stats import LookbehindStats
+from ..tensors.processes import begin_mean_over_processes
 from .base import MixinBase
 from .private import scale_total_loss, steps_of_this_process, steps_since_log, summed_loss
 
@@ -71,6 +72,7 @@ class IterationLog:
     def __init__(self, trainer: Any, lookbehind: Lookbehind):
         self._trainer, self._lookbehind = trainer, lookbehind
         self._values: dict[str, list[float]] = {}
+        self._means: list[tuple[list[str], Callable[[], list[float]]]] = []  # not read yet
         self._skipped_in_a_row = 0
         self._unreal: list[int] = []  # skipped steps, but for a gradient scaler's: their losses count nowhere
         self._is_over = False  # what follows is the row of the whole training
@@ -91,12 +93,10 @@ class IterationLog:
             return
         self._skipped_in_a_row = 0
         if self._is_logged(stats):
-            # means over the processes, now: one rank may call log() alone
+            # means over the processes, begun now: one rank may call log() alone
             values = self._values_of(stats)
-            numbers = torch.tensor([*values.values()], device=self._trainer.args.device)
-            means = self._trainer.accelerator.reduce(numbers, "mean").tolist()
-            for name, mean in zip(values, means, strict=True):
-                self._values.setdefault(name, []).append(mean)
+            means = begin_mean_over_processes([*values.values()], self._trainer.args.device)
+            self._means.append((list(values), means))
 
     def collect_alpha(self, stats: LookbehindStats) -> None:
         """Take in the end of an iteration."""
@@ -137,10 +137,10 @@ class IterationLog:
             return torch.zeros_like(losses[-1])
         total = summed_loss(trainer)
         for loss in losses[:-1]:
-            if trainer.args.logging_nan_inf_filter and not loss.isfinite():
-                total += total / (1 + len(steps_since_log(trainer)))
-            else:
-                total += loss
+            if trainer.args.logging_nan_inf_filter:
+                # a choice on the device: the host does not wait for it
+                loss = torch.where(loss.isfinite(), loss, total / (1 + len(steps_since_log(trainer))))
+            total += loss
         return losses[-1]
 
     # ---- rows ----
@@ -171,12 +171,15 @@ class IterationLog:
             logs["loss"] *= len(steps) / real if real < len(steps) else 1
         if self._unreal and self._unreal[-1] == steps[-1] and not math.isfinite(logs.get("grad_norm", 0)):
             del logs["grad_norm"]
+        for names, means in self._means:
+            for name, mean in zip(names, means(), strict=True):
+                self._values.setdefault(name, []).append(mean)
         logs.update({name: statistics.fmean(values) for name, values in self._values.items()})
         if self._lookbehind.calibration is not None:
             logs["rho"] = self._lookbehind.calibration.rho
         if self.skipped:
             logs["skipped_iterations"] = self.skipped
-        self._values = {}
+        self._values, self._means = {}, []
 
     def finalize(self) -> None:
         """Before the Trainer divides the sum of all losses by the number of steps: nan where none was real."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import InputError
-from ..tensors.copies import Given
+from ..tensors.copies import Given, outlasting
 from ..tensors.foreach import accumulation_dtype
 from .private import items_in, set_sync_gradients
 
@@ -61,7 +61,7 @@ class Window:
         # what `compute_loss` logs is a row of the first pass on the whole window
         with self._trainer._logging_off() if self.losses else nullcontext():
             losses = self._pass(self._as_given())
-        self.losses = self.losses or losses
+        self.losses = self.losses or [outlasting(loss) for loss in losses]
         return _sum(losses)
 
     def part_gradient(self) -> Tensor:

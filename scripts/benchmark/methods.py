@@ -16,6 +16,7 @@ from hf_lookbehind.config import ADAPTIVE_ALPHAS, ASCENTS
 from hf_lookbehind.optim.ascent import NORM_EPSILON
 from hf_lookbehind.optim.interpolation import interpolate_, interpolate_adaptively_
 from hf_lookbehind.optim.parameters import Parameters
+from hf_lookbehind.optim.steps import KnownStep
 from hf_lookbehind.scripts.benchmark.cases import LEARNING_RATE, Workload
 from hf_lookbehind.tensors.names import parameter_names
 
@@ -63,7 +64,7 @@ class PublishedProcedure:
 
     def _ascend(self) -> None:
         _, norm = self.perturbed.gradient_norms(for_ascent=True)
-        self.perturbed.ascend(_radius(self.settings) / (norm.item() + NORM_EPSILON))
+        self.perturbed.ascend(KnownStep(_radius(self.settings) / (norm.item() + NORM_EPSILON)))
 
     def _enter_fast_weights(self, i: int) -> None:
         """phi_{i-1} into the model, phi'_i into their buffer, unless it is the last and not needed any more."""
