@@ -3,6 +3,7 @@
 import importlib
 import random
 
+import sentence_transformers
 import torch
 import trl
 from datasets import Dataset
@@ -11,15 +12,15 @@ from sentence_transformers import (
     CrossEncoder,
     CrossEncoderTrainer,
     CrossEncoderTrainingArguments,
-    SentenceTransformer,
-    SentenceTransformerTrainer,
-    SentenceTransformerTrainingArguments,
 )
 from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
+from sentence_transformers.multi_vector_encoder.losses import MultiVectorMultipleNegativesRankingLoss
 from sentence_transformers.sentence_transformer import losses
+from sentence_transformers.sparse_encoder.losses import SparseMultipleNegativesRankingLoss, SpladeLoss
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     BertConfig,
+    BertForMaskedLM,
     BertForSequenceClassification,
     BertModel,
     LlamaConfig,
@@ -72,8 +73,8 @@ def texts(columns, n=24):
     return Dataset.from_list([{column: value(column, i) for column in columns} for i in range(n)])
 
 
-def _of_trl(name, columns, cls=LlamaForCausalLM, peft=False, **config):
-    module = importlib.import_module("trl.experimental.orpo") if name == "ORPO" else trl
+def _of_trl(name, columns, cls=LlamaForCausalLM, peft=False, path="trl", **config):
+    module = importlib.import_module(path)
 
     def build(folder, **arguments):
         model = cls.from_pretrained(make_folder(folder / "model", cls, **config))
@@ -83,21 +84,25 @@ def _of_trl(name, columns, cls=LlamaForCausalLM, peft=False, **config):
         kwargs = dict(model=model, train_dataset=data, processing_class=make_tokenizer())
         if peft:
             kwargs["peft_config"] = LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.1)
-        args = getattr(module, f"{name}Config")(str(folder / "out"), **arguments)
+        args = getattr(module, f"{name}Config", trl.DPOConfig)(str(folder / "out"), **arguments)
         return getattr(module, f"{name}Trainer"), dict(kwargs, args=args)
 
+    build.trainer = f"{path}.{name}Trainer"
     return build
 
 
-def _of_sentence_transformers(make_loss, columns):
+def _of_sentence_transformers(make_loss, columns, kind="SentenceTransformer", cls=BertModel):
+    library = sentence_transformers
+
     def build(folder, **arguments):
-        model = SentenceTransformer(make_folder(folder / "model", BertModel), device="cpu")
-        args = SentenceTransformerTrainingArguments(str(folder / "out"), **arguments)
+        model = getattr(library, kind)(make_folder(folder / "model", cls), device="cpu")
+        args = getattr(library, f"{kind}TrainingArguments")(str(folder / "out"), **arguments)
         torch.manual_seed(0)  # some losses draw weights of their own
-        return SentenceTransformerTrainer, dict(
+        return getattr(library, f"{kind}Trainer"), dict(
             model=model, args=args, train_dataset=texts(columns), loss=make_loss(model)
         )
 
+    build.trainer = f"sentence_transformers.{kind}Trainer"
     return build
 
 
@@ -108,15 +113,19 @@ def _cross_encoder(folder, **arguments):
     return CrossEncoderTrainer, dict(model=model, args=args, train_dataset=data, loss=BinaryCrossEntropyLoss(model))
 
 
+_cross_encoder.trainer = "sentence_transformers.CrossEncoderTrainer"
+
 PAIRS = ["prompt", "chosen", "rejected"]
 CASES = {
     "sft": _of_trl("SFT", ["prompt", "completion"]),
     "sft-lora": _of_trl("SFT", ["prompt", "completion"], peft=True),
     "dpo": _of_trl("DPO", PAIRS),
     "dpo-lora": _of_trl("DPO", PAIRS, peft=True),
+    "dpo-bema": _of_trl("DPO", PAIRS, path="trl.experimental.bema_for_ref_model"),
     "kto": _of_trl("KTO", ["prompt", "completion", "preferred"]),
+    "kto-experimental": _of_trl("KTO", ["prompt", "completion", "preferred"], path="trl.experimental.kto"),
     "reward": _of_trl("Reward", PAIRS, LlamaForSequenceClassification, num_labels=1),
-    "orpo": _of_trl("ORPO", PAIRS),
+    "orpo": _of_trl("ORPO", PAIRS, path="trl.experimental.orpo"),
     "sentence": _of_sentence_transformers(losses.MultipleNegativesRankingLoss, ["anchor", "positive"]),
     "sentence-cached": _of_sentence_transformers(
         lambda model: losses.CachedMultipleNegativesRankingLoss(model, mini_batch_size=2), ["anchor", "positive"]
@@ -128,6 +137,15 @@ CASES = {
         lambda model: losses.SoftmaxLoss(model, SIZES["hidden_size"], 2), ["first", "second", "label"]
     ),
     "cross-encoder": _cross_encoder,
+    "sparse": _of_sentence_transformers(
+        lambda model: SpladeLoss(model, SparseMultipleNegativesRankingLoss(model), document_regularizer_weight=1e-3),
+        ["anchor", "positive"],
+        "SparseEncoder",
+        BertForMaskedLM,
+    ),
+    "multi-vector": _of_sentence_transformers(
+        lambda model: MultiVectorMultipleNegativesRankingLoss(model), ["anchor", "positive"], "MultiVectorEncoder"
+    ),
 }
 
 

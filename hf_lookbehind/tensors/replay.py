@@ -48,21 +48,21 @@ class SameFunction:
     def __init__(self, model: nn.Module, devices: Iterable[torch.device], passes: int, others: Sequence[Any] = ()):
         self._model, self._others = model, others
         self._is_repeated = passes > 1
-        self._devices = {device for device in devices if device.type not in ("cpu", "meta")}
+        self._devices = set(devices)
         self._after: list[_Buffer] | None = None  # the written buffers, as the first pass left them
         self._counters_after: list[Counter] = []
 
     def __enter__(self) -> "SameFunction":
         if self._is_repeated:
             modules = list(self._model.modules())
-            copies, self._constants = _buffers(modules)
-            self._before = _State(self._random_state(), copies, counters((*modules, *self._others)))
+            self._constants = _constants(modules)
+            self._before = Surroundings.now(modules, self._devices, self._others)
         return self
 
     def run(self, closure: Callable[[], Any]) -> Any:
         """One of the passes, which all draw and write alike."""
         if self._after is not None:
-            self._restore(self._before)
+            self._before.restore()
             return _called(closure)
         result = _called(closure)
         if not self._is_repeated:
@@ -84,7 +84,7 @@ class SameFunction:
 
     def restore(self) -> None:
         """Take back what has been drawn and written since the entry; not after a first pass by `run`."""
-        self._restore(self._before)
+        self._before.restore()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -92,25 +92,10 @@ class SameFunction:
         if not self._is_repeated:
             return
         if error is not None or self._after is None:
-            self._restore(self._before)
+            self._before.restore()
         else:
             _restore_buffers(self._after)
             restore(self._counters_after, as_copies=False)
-
-    def _random_state(self) -> tuple[Any, ...]:
-        """Of all generators that are replayed."""
-        devices = {d: torch.get_device_module(d).get_rng_state(*_index(d)) for d in self._devices}
-        return random.getstate(), np.random.get_state(), torch.get_rng_state(), devices
-
-    def _restore(self, state: "_State") -> None:
-        python, numpy, cpu, devices = state.random
-        random.setstate(python)
-        np.random.set_state(numpy)
-        torch.set_rng_state(cpu)
-        for device, device_state in devices.items():
-            torch.get_device_module(device).set_rng_state(device_state, *_index(device))
-        _restore_buffers(state.buffers)
-        restore(state.counters, as_copies=True)
 
 
 @torch.enable_grad()
@@ -161,10 +146,46 @@ class _Constant(NamedTuple):
             )
 
 
-class _State(NamedTuple):
+class Surroundings(NamedTuple):
+    """What a function of the weights depends on beside them, as it was at some time.
+
+    Attributes:
+        random: states of the generators: Python's, numpy's, torch's on the CPU, and those of devices.
+        buffers: with copies of their values.
+        counters: attributes that are declared in `lookbehind_counters`, with copies of their values.
+    """
+
     random: tuple[Any, ...]
     buffers: list[_Buffer]
     counters: list[Counter]
+
+    @classmethod
+    def now(
+        cls, modules: Iterable[nn.Module], devices: Iterable[torch.device], others: Sequence[Any]
+    ) -> "Surroundings":
+        """As they are.
+
+        Args:
+            modules: whose buffers and declared attributes are copied; no buffers that are taken for constants.
+            devices: those in use, whose generators are looked at beside the CPU's.
+            others: objects beside the modules that may declare attributes, such as a trainer.
+        """
+        modules = list(modules)
+        used = {device for device in devices if device.type not in ("cpu", "meta")}
+        on_devices = {d: torch.get_device_module(d).get_rng_state(*_index(d)) for d in used}
+        random_states = (random.getstate(), np.random.get_state(), torch.get_rng_state(), on_devices)
+        return cls(random_states, _copies(modules), counters((*modules, *others)))
+
+    def restore(self) -> None:
+        """Put all back as it was; as often as wanted."""
+        python, numpy, cpu, on_devices = self.random
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(cpu)
+        for device, state in on_devices.items():
+            torch.get_device_module(device).set_rng_state(state, *_index(device))
+        _restore_buffers(self.buffers)
+        restore(self.counters, as_copies=True)
 
 
 @torch.no_grad()
@@ -189,16 +210,24 @@ def _copy(module: nn.Module, name: str) -> _Buffer:
     return _Buffer(module, name, tensor, None if tensor is None else tensor.clone())
 
 
-def _buffers(modules: Iterable[nn.Module]) -> tuple[list[_Buffer], list[_Constant]]:
-    """The buffers that a forward could write, with copies of their values; and those taken for constants."""
-    copies, constants = [], []
-    for module in modules:
-        for name, tensor in module._buffers.items():
-            if tensor is None or (_can_be_written(tensor) and not _is_constant(tensor)):
-                copies.append(_copy(module, name))
-            elif _is_constant(tensor):
-                constants.append(_Constant(module, name, tensor, tensor._version))
-    return copies, constants
+def _copies(modules: Iterable[nn.Module]) -> list[_Buffer]:
+    """The buffers that a forward could write, with copies of their values."""
+    return [
+        _copy(module, name)
+        for module in modules
+        for name, tensor in module._buffers.items()
+        if tensor is None or (_can_be_written(tensor) and not _is_constant(tensor))
+    ]
+
+
+def _constants(modules: Iterable[nn.Module]) -> list[_Constant]:
+    """The buffers that no forward is expected to write."""
+    return [
+        _Constant(module, name, tensor, tensor._version)
+        for module in modules
+        for name, tensor in module._buffers.items()
+        if tensor is not None and _is_constant(tensor)
+    ]
 
 
 def _can_be_written(tensor: Tensor) -> bool:

@@ -17,7 +17,7 @@ from ..tensors.copies import same_bytes
 from ..tensors.foreach import accumulation_dtype, tensor_norms
 from ..tensors.processes import locals_of
 from .base import MixinBase
-from .preemption import DeferredJITCheckpointCallback
+from .resume import DeferredJITCheckpointCallback
 
 
 class GradientsMixin(MixinBase):

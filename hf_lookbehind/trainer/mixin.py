@@ -19,14 +19,14 @@ from .gradients import GradientsMixin, GradientWatch
 from .hub import HubMixin
 from .hyperparameter_search import SearchMixin
 from .logs import IterationLog, LogsMixin
-from .preemption import DeferredJITCheckpointCallback
 from .private import set_sync_gradients
-from .resume import ResumeMixin, warn_if_config_differs
-from .support import refuse_unsupported
+from .resume import DeferredJITCheckpointCallback, ResumeMixin, warn_if_config_differs
+from .rollouts import RolloutsMixin
+from .support import refuse_class, refuse_unsupported
 from .window import MicroBatch, Window
 
 
-class LookbehindMixin(EngineMixin, GradientsMixin, LogsMixin, ResumeMixin, HubMixin, SearchMixin):
+class LookbehindMixin(EngineMixin, GradientsMixin, RolloutsMixin, LogsMixin, ResumeMixin, HubMixin, SearchMixin):
     """Gives a `Trainer` class the Lookbehind iteration: `class MySFT(LookbehindMixin, SFTTrainer)`.
 
     What the Trainer does per optimizer step stays: one window of micro-batches, one scheduler step, one entry in the
@@ -59,9 +59,13 @@ class LookbehindMixin(EngineMixin, GradientsMixin, LogsMixin, ResumeMixin, HubMi
         trainer.train()
     """
 
-    # In these, subclasses (of TRL, sentence-transformers) count inside `compute_loss`: each pass meets them as pass 0
-    # did, and passes 1..k leave no trace. A model declares its own in the same way.
-    lookbehind_counters = ("_metrics", "_stored_metrics", "_total_train_tokens", "accum_loss_components")
+    # What subclasses (of TRL, sentence-transformers) count or steer inside `compute_loss`: each pass meets it as pass
+    # 0 did, and passes 1..k leave no trace. A model declares its own in the same way.
+    lookbehind_counters = (
+        *("_metrics", "_stored_metrics", "_total_train_tokens", "accum_loss_components"),
+        *("entropy_coef", "_last_world_entropy", "_entropy_window_stats"),  # GRPO's adaptive entropy bonus
+        *("_matched_sum", "_unmatched_sum", "_matched_step_eq", "_unmatched_step_eq"),  # GOLD
+    )
 
     def __init__(
         self,
@@ -75,13 +79,14 @@ class LookbehindMixin(EngineMixin, GradientsMixin, LogsMixin, ResumeMixin, HubMi
                 f"lookbehind_config={lookbehind_config!r} is not allowed: a LookbehindConfig; LookbehindConfig(k=0) "
                 "is the plain Trainer"
             )
+        refuse_class(type(self), LookbehindMixin, lookbehind_config)
         self.lookbehind_config = lookbehind_config
         self.transform_gradient = transform_gradient
         self._window: list[MicroBatch] = []
         self._hooks: list[Any] = []
         super().__init__(*args, **kwargs)
         self._lookbehind_engine = engine_of(self)
-        refuse_unsupported(self, LookbehindMixin, lookbehind_config)
+        refuse_unsupported(self, lookbehind_config)
         DeferredJITCheckpointCallback.defer(self.callback_handler.callbacks)
 
     # ---- the iteration ----
@@ -103,7 +108,8 @@ class LookbehindMixin(EngineMixin, GradientsMixin, LogsMixin, ResumeMixin, HubMi
         config = self.lookbehind_config
         is_full = self.state.global_step % config.ascent_every == 0
         k = config.k if is_full else 0
-        window = Window(self, model, batches, super().training_step, is_repeated=k > 0)
+        backwards = self._backwards(super().training_step, len(batches), is_repeated=k > 0)
+        window = Window(self, model, batches, backwards, is_repeated=k > 0)
         descents = itertools.count(1)
         self._lookbehind_engine.iterate(
             self._lookbehind,

@@ -1,13 +1,14 @@
-"""Every private name of transformers and accelerate that is touched, and what it is: all there are.
+"""Every private name of transformers, accelerate and TRL that is touched, and what it is: all there are.
 
-Seen in transformers 5.5.4 to 5.23.0 and accelerate 1.10.1 to 1.15.0, but for what says since when. What a later
-version renames breaks here, and nowhere else.
+Seen in transformers 5.5.4 to 5.23.0, accelerate 1.10.1 to 1.15.0 and TRL 1.16.0, but for what says since when. What a
+later version renames breaks here, and nowhere else.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor
@@ -16,6 +17,7 @@ from torch import Tensor
 OVERRIDDEN = {
     "_inner_training_loop": "the training, inside the retry of auto_find_batch_size: after it the weights are slow",
     "_clip_grad_norm": "clips, before each descent",
+    "_prepare_inputs": "makes of a batch what goes into the loss; where a trainer generates, scores and draws",
     "_get_grad_norm": "measures what was clipped, just before the last descent",
     "_maybe_log_save_evaluate": "writes the Trainer's own row of the logs, if one is due",
     "_finalize_training": "divides the sum of all losses by the number of steps",
@@ -27,6 +29,16 @@ OVERRIDDEN = {
     "_push_from_checkpoint": "pushes a checkpoint while the training goes on",
     "_hp_search_setup": "takes over the values that a trial has drawn",
 }
+
+# Methods of TRL's trainers, in the same way.
+LOGPS_OF_LOSS = "_get_per_token_logps_and_entropies"
+OVERRIDDEN_OF_TRL = {
+    LOGPS_OF_LOSS: "GRPO's log-probabilities: with gradients those of its loss",
+    "_compute_policy_loss": "SDPO's part of the loss that takes old log-probabilities",
+}
+# In what TRL prepares: log-probabilities of the weights that have generated, by token; of RLOO, by sequence.
+OLD_LOGPS = "old_per_token_logps"
+OLD_LOGPS_OF_SEQUENCES = "old_logps"
 
 # A file that HF's just-in-time checkpointing leaves in a folder until it is complete.
 INCOMPLETE_NAME = "checkpoint-is-incomplete.txt"
@@ -158,3 +170,14 @@ def saves_adapters_only(model: Any) -> bool:
 def conversions_of(model: Any) -> Any:
     """How a model's weights were renamed and put together when it was loaded; None where it was not."""
     return getattr(model, "_weight_conversions", None)
+
+
+# ---- TRL ----
+
+
+def log_probabilities(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Of tokens, to the bit as TRL's losses compute them. Not in the list of what TRL exports."""
+    from trl.trainer.utils import selective_log_softmax
+
+    with torch.no_grad():
+        return selective_log_softmax(logits, tokens)

@@ -1,7 +1,7 @@
 """A window: the micro-batches of one optimizer step, and their gradient, of all or of a part of them."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -35,7 +35,7 @@ class Window:
         trainer: with `LookbehindMixin`, in its training.
         model: that it trains, as it is wrapped.
         batches: as the Trainer handed them over.
-        backward: the Trainer's own `training_step`: forward and backward of one micro-batch; returns its loss.
+        backwards: of each micro-batch, forward and backward: `training_step` of the Trainer; returns its loss.
         is_repeated: whether the gradient is asked for more than once: each time of the batches as they are now.
 
     Attributes:
@@ -47,11 +47,11 @@ class Window:
         trainer: Any,
         model: nn.Module,
         batches: list[MicroBatch],
-        backward: Callable[..., Tensor],
+        backwards: Sequence[Callable[..., Tensor]],
         *,
         is_repeated: bool,
     ):
-        self._trainer, self._model, self._backward = trainer, model, backward
+        self._trainer, self._model, self._backwards = trainer, model, backwards
         # `compute_loss` may pop labels, normalise in place, count items down
         self._as_given = Given(batches).anew if is_repeated else lambda: batches
         self.losses: list[Tensor] = []
@@ -81,10 +81,11 @@ class Window:
         trainer, losses = self._trainer, []
         trainer._lookbehind.zero_grad()
         accumulation_steps = trainer.current_gradient_accumulation_steps
-        for i, batch in enumerate(batches):
+        # of a part there are fewer, which are alike
+        for i, (batch, backward) in enumerate(zip(batches, self._backwards, strict=False)):
             trainer.current_gradient_accumulation_steps = batch.steps
             with self._synchronisation(is_last=i == len(batches) - 1):
-                losses.append(self._backward(self._model, batch.inputs, batch.num_items))
+                losses.append(backward(self._model, batch.inputs, batch.num_items))
         trainer.current_gradient_accumulation_steps = accumulation_steps
         return losses
 

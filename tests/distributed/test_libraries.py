@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from hf_lookbehind.trainer.trained import trained_module
+from tests.distributed import rollouts
 from tests.libraries import make_library_trainer
 from tests.models import max_difference, weights_of
 from tests.processes import run_group
@@ -32,3 +33,13 @@ def test_two_processes_are_the_library_s_own_trainer(tmp_path, case):
     for name in CONFIGS:
         assert max_difference(first[name][0], second[name][0]) == 0.0
     assert max_difference(first["plain"][0], first["lookbehind"][0]) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", rollouts.CASES)
+def test_a_trainer_that_generates_is_the_library_s_own_in_two_processes(tmp_path, name):
+    for results in run_group(rollouts.compare, name, tmp_path):
+        assert results["difference"] == 0.0 and results["logs"] and results["alike"]
+        assert results["calls"][0] == results["calls"][1] == results["calls"][2]
+        assert all(rise > 0 for rise in results["sharpness"])
+        assert results["wrapped"] == "DistributedDataParallel"

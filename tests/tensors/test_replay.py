@@ -9,7 +9,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from hf_lookbehind import InputError, Lookbehind, LookbehindConfig
-from hf_lookbehind.tensors.replay import CONSTANT_NUMEL, SameFunction
+from hf_lookbehind.tensors.replay import CONSTANT_NUMEL, SameFunction, Surroundings
 from tests.models import closure_of, max_difference
 
 X, Y = torch.randn(16, 5, generator=torch.Generator().manual_seed(0)), torch.arange(16) % 3
@@ -118,7 +118,7 @@ def test_a_strided_buffer_that_a_forward_writes_is_put_back():
 def test_buffers_and_generators_after_an_exception_are_as_before(failing):
     model, passes = network(nn.BatchNorm1d(8)), []
     before = [b.clone() for b in model.buffers()]
-    random_state = SameFunction(model, [], passes=2)._random_state()
+    random_state = Surroundings.now(model.modules(), [], []).random
     as_before = random.random(), np.random.rand(), torch.rand(()).item()
 
     def fail():

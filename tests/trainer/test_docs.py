@@ -1,4 +1,4 @@
-"""What docs/trainers.md shows runs as it stands: local folders stand where the Hub's ids point to."""
+"""What the docs show of Trainers runs as it stands: local folders stand where the Hub's ids point to."""
 
 import json
 import re
@@ -18,8 +18,9 @@ from hf_lookbehind import LookbehindConfig
 from hf_lookbehind.trainer.resume import last_complete_checkpoint
 from tests.libraries import SIZES, make_folder, make_tokenizer, texts
 
-DOCS = Path(__file__).parents[2] / "docs" / "trainers.md"
-EXAMPLES = re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
+DOCS = Path(__file__).parents[2] / "docs"
+PAGES = "".join((DOCS / page).read_text("utf-8") for page in ("trainers.md", "trl.md", "sentence_transformers.md"))
+EXAMPLES = re.findall(r"```python\n(.*?)```", PAGES, re.DOTALL)
 
 
 def name_of(code):
@@ -54,6 +55,7 @@ def hub(tmp_path, monkeypatch):
         "stanfordnlp/imdb": [{"text": row["text"], "label": row["label"]} for row in rows],
         "knkarthick/dialogsum": [{"dialogue": row["text"], "summary": row["summary"]} for row in rows],
         "sentence-transformers/all-nli": [{"anchor": row["anchor"], "positive": row["positive"]} for row in rows],
+        "trl-lib/tldr": [{"prompt": row["text"], "completion": row["summary"]} for row in rows[:4]],
         "trl-lib/Capybara": [{"messages": chat} for chat in chats],
         "trl-lib/ultrafeedback_binarized": [
             {"chosen": good, "rejected": bad} for good, bad in zip(chats, rejected, strict=True)
@@ -77,4 +79,4 @@ def test_example_runs(code, hub, capsys):
 
 
 def test_every_trainer_has_its_example():
-    assert len(EXAMPLES) == len(set(map(name_of, EXAMPLES))) == 9
+    assert len(EXAMPLES) == len(set(map(name_of, EXAMPLES))) == 11

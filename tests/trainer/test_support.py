@@ -11,6 +11,7 @@ from transformers.training_args import ParallelMode
 
 from hf_lookbehind import InputError, LookbehindConfig, LookbehindMixin, LookbehindTrainer
 from hf_lookbehind.trainer import support
+from tests import every_trainer
 from tests.training import arguments, images, make_model, make_trainer, train
 
 
@@ -53,16 +54,84 @@ def test_a_training_step_above_the_mixin_runs_once_per_micro_batch(tmp_path):
     assert trainer.step_counter == 6
 
 
-def test_trls_trivial_overrides_are_allowed_and_its_others_are_not():
-    def classes(name):
-        override = type(name, (Trainer,), {"training_step": Logic.training_step, "__module__": "trl.trainer.any"})
-        return type("Mixed", (LookbehindMixin, override), {})
+def refusals(*classes, **attributes):
+    """Of a class of trainers that derives from these, without making one."""
+    return list(support.class_refusals(type("Mixed", classes, attributes), LookbehindMixin))
 
-    def refusals(name):
-        return list(support._training_steps(object.__new__(classes(name)), LookbehindMixin))
 
-    assert refusals("SFTTrainer") == []
-    assert "GRPOTrainer.training_step" in refusals("GRPOTrainer")[0]
+class Preparing(Trainer):
+    def _prepare_inputs(self, inputs):
+        return super()._prepare_inputs(inputs)
+
+
+class Generating(Trainer):
+    def compute_loss(self, model, inputs, **kwargs):
+        return self.loss_of(inputs)
+
+    def loss_of(self, inputs):
+        return sum(self.score(model.generate(**inputs)) for model in (self.model,))
+
+
+class Evaluating(Trainer):
+    """Generates, but not in its loss."""
+
+    def prediction_step(self, model, inputs, *args, **kwargs):
+        return self.loss_of(inputs)
+
+    loss_of = Generating.loss_of
+
+
+@pytest.mark.parametrize(
+    ("cls", "refusal"),
+    [
+        (Logic, r"Logic\.training_step is not supported: it would run k\+1 times .*lookbehind_once = True"),
+        (Preparing, r"Preparing\._prepare_inputs is not supported: it would run .*Preparing\.lookbehind_once = True"),
+        (
+            Generating,
+            r"Generating\.loss_of is not supported: the loss would generate anew .*Generate in _prepare_inputs",
+        ),
+    ],
+)
+def test_what_passes_would_repeat_is_refused_unless_declared(cls, refusal):
+    (found,) = refusals(LookbehindMixin, cls)
+    assert re.search(refusal, found)
+    declared = type(cls.__name__, (Trainer,), dict(vars(cls)) | {"lookbehind_repeatable": True})
+    assert refusals(LookbehindMixin, declared) == []
+    if cls is not Generating:  # who generates in the loss does not prepare once, whatever it says
+        declared = type(cls.__name__, (Trainer,), dict(vars(cls)) | {"lookbehind_once": True})
+        assert refusals(LookbehindMixin, declared) == []
+    assert refusals(LookbehindMixin, Evaluating) == refusals(LookbehindMixin, Trainer) == []
+
+
+def test_above_the_mixin_a_training_step_runs_once_and_a_preparation_would_not():
+    assert refusals(Logic, LookbehindMixin, Trainer) == []
+    (found,) = refusals(Preparing, LookbehindMixin, Trainer)
+    assert "Let the mixin come first: class Mixed(LookbehindMixin, Preparing)" in found
+
+
+def test_a_step_that_may_be_repeated_does_not_stand_before_one_that_runs_once():
+    once = type("Once", (Trainer,), {"training_step": Logic.training_step, "lookbehind_once": True})
+    marked = type("Marked", (once,), {"training_step": Logic.training_step, "lookbehind_repeatable": True})
+    (found,) = refusals(LookbehindMixin, marked)
+    assert re.search(
+        r"Marked\.training_step is not supported before that of Once.*Marked\.lookbehind_once = True", found
+    )
+
+
+@pytest.mark.parametrize("config", [dict(k=2), dict(k=0)])
+def test_a_class_is_refused_before_anything_of_it_is_made(config):
+    from trl.experimental.online_dpo import OnlineDPOTrainer
+
+    with pytest.raises(
+        InputError, match="OnlineDPOTrainer is not supported: .*calls backward itself.*Use GRPOTrainer"
+    ):
+        type("Mixed", (LookbehindMixin, OnlineDPOTrainer), {})(lookbehind_config=LookbehindConfig(**config))
+
+
+def test_what_is_said_of_the_libraries_is_said_of_all_their_trainers():
+    assert every_trainer.documented() == every_trainer.table()
+    assert set(every_trainer.tested()) <= set(every_trainer.every_trainer())
+    assert "not tried" not in every_trainer.table()
 
 
 @pytest.mark.parametrize("optim", ["lomo", "adalomo", "galore_adamw_layerwise", "apollo_adamw_layerwise"])
