@@ -22,7 +22,8 @@ TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(PA
 # of torch, argparse, typing and os
 OTHERS = ("_foreach_", "_version", "_cdata", "_C", "_data_address", "_lazy_clone", "_modules", "_buffers", "_fields",
           "_replace", "_actions", "_option_string_actions", "_format_args", "_exit", "_StoreFalseAction",
-          "_IncompatibleKeys", "_disabled_torch_function_impl", "_step_supports_amp_scaling")  # fmt: skip
+          "_IncompatibleKeys", "_disabled_torch_function_impl", "_step_supports_amp_scaling",
+          "_dispatch_", "_fused_")  # fmt: skip
 
 
 def is_private(name):
