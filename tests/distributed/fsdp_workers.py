@@ -13,7 +13,7 @@ from transformers import TrainerCallback, ViTForImageClassification
 from hf_lookbehind import InputError, LookbehindTrainer
 from hf_lookbehind.trainer.resume import last_complete_checkpoint, what_is_missing
 from tests.distributed.pretended import ON_PRETENDED, AssertSharded, pretend_gpus, whole_weights
-from tests.distributed.workers import METHODS, RUN
+from tests.distributed.workers import EVERY_STEP, METHODS, RUN, Tell
 from tests.models import max_difference, weights_of
 from tests.training import DROPOUT, PLAIN, images, make_model, make_trainer
 
@@ -263,21 +263,13 @@ def without_shards(folder):
 
 # ---- kills ----
 
-KILLED = dict(fsdp=dict(state_dict_type="SHARDED_STATE_DICT"), dropout=DROPOUT, max_steps=30)
-KILLED |= dict(save_strategy="steps", save_steps=1, save_total_limit=2)
+KILLED = dict(fsdp=dict(state_dict_type="SHARDED_STATE_DICT"), dropout=DROPOUT) | EVERY_STEP
 
 
-class Tell(TrainerCallback):
-    """A file says that the training has begun."""
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        Path(args.output_dir, f"begun-{args.process_index}").touch()
-
-
-def to_the_end(folder):
+def to_the_end(folder, steps):
     """Train, from the last complete checkpoint if there is one; the final weights."""
     dist.init_process_group("gloo")
-    trainer = make_sharded(folder, ADAPTIVE, **KILLED)
+    trainer = make_sharded(folder, ADAPTIVE, **KILLED, max_steps=steps)
     trainer.add_callback(Tell())
     trainer.train(resume_from_checkpoint=last_complete_checkpoint(folder))
     return whole_weights(trainer.model), trainer.state.global_step

@@ -5,10 +5,12 @@ import inspect
 import json
 import os
 import re
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import ViTForImageClassification
 
 from hf_lookbehind.optim import partitions
@@ -181,19 +183,30 @@ runpy.run_module(sys.argv[0], run_name="__main__")
 """
 
 
+IMAGES = "run_image_classification --dataset_name digits --max_train_samples 64 --augmentation none"
+TEXTS = "run_clm --train_file text.txt --vocab_size 300 --block_size 32 --config_overrides "
+TEXTS += "n_embd=16,n_layer=1,n_head=2,resid_pdrop=0,embd_pdrop=0,attn_pdrop=0"
+FLAGS = "--train_val_split 0 --k 2 --rho 0.02 --alpha adaptive --learning_rate 1e-3 --max_steps 4 --save_strategy no "
+FLAGS += "--gradient_accumulation_steps 2 --use_cpu --output_dir out --per_device_train_batch_size"
+
+
 @pytest.mark.parametrize("name", ["zero2", "zero3"])
-def test_the_program_under_the_launcher_with_a_ready_config(tmp_path, name):
-    (tmp_path / "on_cpu.py").write_text(ON_CPU, encoding="utf-8")
-    flags = (
-        "--dataset_name digits --max_steps 2 --max_train_samples 64 --train_val_split 0 --k 2 --rho 0.02 "
-        "--per_device_train_batch_size 8 --gradient_accumulation_steps 2 --use_cpu --output_dir out"
-    ).split()
+@pytest.mark.parametrize("program", [IMAGES, TEXTS], ids=["images", "texts"])
+def test_the_programs_under_the_launcher_with_a_ready_config(tmp_path, name, program):
+    module, *flags = f"{program} {FLAGS}".split()
+    two, one = tmp_path / "two", tmp_path / "one"
+    for folder in (two, one):
+        folder.mkdir()
+        (folder / "text.txt").write_text(inspect.getsource(inspect), encoding="utf-8")
+        (folder / "on_cpu.py").write_text(ON_CPU, encoding="utf-8")
     config = ROOT / "scripts" / "recipes" / "accelerate" / f"{name}.yaml"
     launch = ["accelerate", "launch", "--config_file", str(config), "--num_processes", "2", "on_cpu.py"]
-    program = ["hf_lookbehind.scripts.run_image_classification", *flags]
+    module = f"hf_lookbehind.scripts.{module}"
     state = ["--accelerator_config", '{"use_configured_state": true}']
     paths = os.pathsep.join([str(ROOT), os.environ["PYTHONPATH"]])
-    run({tmp_path: [*launch, *program, *state]}, PYTHONPATH=paths, DS_ACCELERATOR="cpu")
-    results = json.loads((tmp_path / "out" / "all_results.json").read_text(encoding="utf-8"))
+    run({two: [*launch, module, *flags, "2", *state]}, PYTHONPATH=paths, DS_ACCELERATOR="cpu")
+    run({one: [sys.executable, "-m", module, *flags, "4"]}, PYTHONPATH=str(ROOT))
+    results = json.loads((two / "out" / "all_results.json").read_text(encoding="utf-8"))
     assert results["train_engine"] == name.replace("zero", "ZeRO-") and results["train_processes"] == 2
-    assert of_folder(tmp_path / "out")
+    found, expected = (load_file(folder / "out" / "model.safetensors") for folder in (two, one))
+    assert max_difference({name: found[name] for name in expected}, expected) <= ROUNDING

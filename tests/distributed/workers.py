@@ -1,6 +1,7 @@
 """What the processes of the distributed tests do."""
 
 import os
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -25,6 +26,14 @@ METHODS = {
 # global batch 8 of 24 images: three windows in each epoch, whatever the number of processes
 LOGGED = ("loss", "sharpness", "alpha", "ascent_loss", "ascent_norm")  # the latter two only where there is an ascent
 RUN = dict(max_steps=6, learning_rate=1e-3)
+EVERY_STEP = dict(save_strategy="steps", save_steps=1, save_total_limit=2)
+
+
+class Tell(TrainerCallback):
+    """A file of each process says that the training has begun."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        Path(args.output_dir, f"begun-{args.process_index}").touch()
 
 
 def train_all(output_dir, batch, accumulation, methods=METHODS, n=24, **options):

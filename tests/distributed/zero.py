@@ -10,8 +10,8 @@ import torch.distributed as dist
 from transformers import TrainerCallback
 
 from hf_lookbehind import InputError, LookbehindTrainer
-from hf_lookbehind.trainer.resume import what_is_missing
-from tests.distributed.workers import METHODS
+from hf_lookbehind.trainer.resume import last_complete_checkpoint, what_is_missing
+from tests.distributed.workers import EVERY_STEP, METHODS, Tell
 from tests.models import max_difference
 from tests.training import DROPOUT, PLAIN, images, make_model, make_trainer
 
@@ -132,6 +132,15 @@ def resumed(output_dir, stage, options):
     trainer = run(again, config, stage, model=make_model(**DROPOUT), resume=checkpoint, **saving)
     assert trainer._initial_global_step == 4  # it has gone on, and not begun again
     return max_difference(weights, masters(trainer.model)), what_is_missing(Path(checkpoint))
+
+
+def to_the_end(folder, steps):
+    """Train under ZeRO-3, from the last complete checkpoint if there is one; the final weights."""
+    trainer = run(
+        folder, METHODS["lookbehind-sam-adaptive"], 3, model=make_model(**DROPOUT), batch=4, accumulation=1,
+        callbacks=[Tell()], resume=last_complete_checkpoint(folder), max_steps=steps, **EVERY_STEP,
+    )  # fmt: skip
+    return masters(trainer.model), trainer.state.global_step
 
 
 def saved_and_best(output_dir, stage):

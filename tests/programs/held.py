@@ -1,7 +1,11 @@
 """What a training really holds: the bytes of all live tensors, where they are the most."""
 
+import gc
 import itertools
+from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -11,6 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from hf_lookbehind import Lookbehind, LookbehindConfig
+from hf_lookbehind.optim.zero import ZeroLookbehind
+from tests.distributed.zero import use_deepspeed
 from tests.live import bytes_of, live_tensors, set_aside_what_lives
 
 # An odd number of rows, which two processes cannot share evenly; and activations that are small beside the weights.
@@ -27,9 +33,11 @@ OPTIMIZERS = {
 
 def held_by(engines, cases):
     """By engine and by case, settings of the method and of the setup: the bytes held in a second iteration."""
-    if "alone" not in engines:
+    if engines[0].startswith("zero"):
+        use_deepspeed()
+    elif engines[0] != "alone":
         dist.init_process_group("gloo")
-        set_aside_what_lives()
+    set_aside_what_lives()
     return {
         (engine, name): _held(engine, LookbehindConfig(**method), SimpleNamespace(**setup))
         for engine in engines
@@ -38,49 +46,71 @@ def held_by(engines, cases):
 
 
 def make_model(setup):
-    model = GPT2LMHeadModel(CONFIG).to(getattr(torch, setup.dtype))
+    config = GPT2Config.from_dict(CONFIG.to_dict() | dict(n_layer=setup.layers))
+    model = GPT2LMHeadModel(config).to(getattr(torch, setup.dtype))
     model.transformer.wte.requires_grad_(not setup.is_frozen)  # the larger part
     return model
 
 
-def _held(engine, config, setup):
-    """The most of what is held in the last pass, before its last micro-batch, and before the last step."""
-    before, held = bytes_of(live_tensors()), []
-    model, is_reduced, others = _ENGINES[engine](make_model(setup), setup)
-    optimizer = OPTIMIZERS[setup.optimizer]([p for p in model.parameters() if p.requires_grad])
-    lookbehind = Lookbehind(model, optimizer, config)
-    ids, passes, steps = torch.arange(4)[None], itertools.count(1), itertools.count(1)
-    last_step = 2 * (config.k if config.k and config.descent == "every" else 1)
+class Run(NamedTuple):
+    """A model as an engine has it.
 
-    def count(at, last):
-        if at == last:
+    Attributes:
+        model: what is called.
+        lookbehind: the method on it.
+        mark: called before the forward of each micro-batch: is it the last of its window?
+        backward: of a loss.
+        watch: takes what is to be called at other moments when much is held.
+        others: what no object of Python holds else.
+    """
+
+    model: Any
+    lookbehind: Any
+    mark: Callable[[bool], object] = lambda is_last: None
+    backward: Callable[[torch.Tensor], object] = torch.Tensor.backward
+    watch: Callable[[Callable[[], None]], None] = lambda call: None
+    others: object = None
+
+
+def _held(engine, config, setup):
+    """The most of what is held in the last pass, before its last micro-batch and at the end of its backward."""
+    gc.collect()
+    before, held = bytes_of(live_tensors()), []
+    run = _ENGINES[engine](make_model(setup), setup, config)
+    ids, passes, now = torch.arange(4)[None], itertools.count(1), []
+    casts = engine in ("alone", "ddp") and setup.mixed_precision != "no"
+
+    def count():
+        if now == [2 * config.k + 2, setup.gradient_accumulation_steps]:
             held.append(bytes_of(live_tensors()) - before)
 
     def closure():
-        optimizer.zero_grad()
+        run.lookbehind.zero_grad()
         number = next(passes)
         for i in range(1, setup.gradient_accumulation_steps + 1):
-            is_last = i == setup.gradient_accumulation_steps
-            is_reduced(is_last)
-            count((number, is_last), (2 * config.k + 2, True))
-            with torch.autocast("cpu", torch.bfloat16, enabled=engine != "fsdp2" and setup.mixed_precision != "no"):
-                loss = model(input_ids=ids, labels=ids).loss
-            loss.backward()
-        return loss.detach()
+            now[:] = number, i
+            run.mark(i == setup.gradient_accumulation_steps)
+            count()
+            with torch.autocast("cpu", torch.bfloat16, enabled=casts):
+                loss = run.model(input_ids=ids, labels=ids).loss
+            run.backward(loss)
+            loss = loss.detach()
+            count()
+        return loss
 
-    optimizer.register_step_pre_hook(lambda *_: count(next(steps), last_step))
+    run.watch(count)
     for _ in range(2):
-        lookbehind.step(closure)
-    assert len(held) == 2
-    del others
+        run.lookbehind.step(closure)
+    assert len(held) >= 2
     return max(held)
 
 
-def _alone(model, setup):
-    return model, lambda is_last: None, None
+def _alone(model, setup, config, **engine):
+    optimizer = OPTIMIZERS[setup.optimizer]([p for p in model.parameters() if p.requires_grad])
+    return Run(model, Lookbehind(model, optimizer, config), **engine)
 
 
-def _ddp(model, setup):
+def _ddp(model, setup, config):
     """With its buckets, which no object of Python holds."""
     model, buckets = DistributedDataParallel(model), {}
 
@@ -91,10 +121,11 @@ def _ddp(model, setup):
         return allreduce_hook(group, bucket)
 
     model.register_comm_hook(dist.group.WORLD, reduce)
-    return model, lambda is_last: setattr(model, "require_backward_grad_sync", is_last), buckets
+    mark = partial(setattr, model, "require_backward_grad_sync")
+    return _alone(model, setup, config, mark=mark, others=buckets)
 
 
-def _fsdp2(model, setup):
+def _fsdp2(model, setup, config):
     """As accelerate does it."""
     policy = MixedPrecisionPolicy()
     if setup.mixed_precision != "no":
@@ -104,7 +135,34 @@ def _fsdp2(model, setup):
     for block in model.transformer.h:
         fully_shard(block, mp_policy=policy)
     fully_shard(model, mp_policy=policy)
-    return model, model.set_requires_gradient_sync, None
+    return _alone(model, setup, config, mark=model.set_requires_gradient_sync)
 
 
-_ENGINES = {"alone": _alone, "ddp": _ddp, "fsdp2": _fsdp2}
+def _zero(stage, model, setup, config):
+    """Without room for communication, of which a small model would fill a small part."""
+    import deepspeed
+
+    sizes = "reduce_bucket_size allgather_bucket_size stage3_prefetch_bucket_size stage3_param_persistence_threshold"
+    engine, optimizer, _, _ = deepspeed.initialize(
+        model=model, optimizer=OPTIMIZERS[setup.optimizer]([p for p in model.parameters() if p.requires_grad]),
+        config=dict(
+            train_micro_batch_size_per_gpu=1, gradient_accumulation_steps=setup.gradient_accumulation_steps,
+            bf16=dict(enabled=setup.mixed_precision == "bf16"), zero_allow_untested_optimizer=True,
+            zero_optimization=dict(stage=stage, **dict.fromkeys(sizes.split(), 2)), steps_per_print=10**9,
+        ),
+    )  # fmt: skip
+    lookbehind = ZeroLookbehind(engine, config)
+    reduce, collect = (
+        optimizer.overlapping_partition_gradients_reduce_epilogue,
+        lookbehind._partitions.collect_gradients,
+    )
+
+    def watch(call):
+        if stage == 1:  # has all gradients by now; the others those of one large tensor, in so small a model
+            optimizer.overlapping_partition_gradients_reduce_epilogue = lambda: (call(), reduce())
+        lookbehind._partitions.collect_gradients = lambda: (collect(), call())
+
+    return Run(engine, lookbehind, engine.set_gradient_accumulation_boundary, engine.backward, watch)
+
+
+_ENGINES = {"alone": _alone, "ddp": _ddp, "fsdp2": _fsdp2} | {f"zero{i}": partial(_zero, i) for i in (1, 2, 3)}

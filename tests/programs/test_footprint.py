@@ -1,5 +1,6 @@
 """The formula of the memory is what the tensors of a training take, on each engine."""
 
+import importlib.util
 import itertools
 import warnings
 from types import SimpleNamespace
@@ -32,7 +33,12 @@ SETUPS = {
     "bf16, accumulation": dict(mixed_precision="bf16", gradient_accumulation_steps=2),
 }
 DEFAULTS = dict(
-    dtype="float32", mixed_precision="no", optimizer="adamw", gradient_accumulation_steps=1, is_frozen=False
+    dtype="float32",
+    mixed_precision="no",
+    optimizer="adamw",
+    gradient_accumulation_steps=1,
+    is_frozen=False,
+    layers=2,
 )
 # every method in the plain setup, every setup with two of the methods
 PAIRS = [*itertools.product(METHODS, ["plain"]), *itertools.product(["k=3, adaptive"], SETUPS)]
@@ -43,7 +49,7 @@ def formula(engine, processes, method, setup):
     """Bytes on a device, with the sizes of the measured model."""
     parameters = list(make_model(SimpleNamespace(**setup)).parameters())
     trained = sum(p.numel() for p in parameters if p.requires_grad) / sum(p.numel() for p in parameters)
-    flags = {name: value for name, value in setup.items() if name != "is_frozen"}
+    flags = {name: value for name, value in setup.items() if name not in ("is_frozen", "layers")}
     footprint = Footprint(
         engine, Setup(processes=processes, trainable_share=trained, **flags), LookbehindConfig(**method)
     )
@@ -72,6 +78,18 @@ def test_in_one_process_it_is_what_live_tensors_take(one_process, name):
 def test_in_two_processes_it_is_what_live_tensors_take(two_processes, engine, name):
     for counted in two_processes:
         assert counted[engine, name] == pytest.approx(formula(engine, 2, *CASES[name]), rel=0.02)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="`make test-deepspeed` has DeepSpeed")
+@pytest.mark.parametrize("engine", ["zero1", "zero2", "zero3"])
+def test_under_zero_it_is_what_live_tensors_take(engine):
+    """Of a model that is deep enough: ZeRO-1 and 2 keep the whole gradient of a tensor that lies in two partitions."""
+    cases = {name: (m, s | dict(layers=8)) for name, (m, s) in CASES.items() if "stored" not in name}
+    for counted in run_group(held_by, [engine], cases):
+        for name, case in cases.items():
+            if engine == "zero2" and name.endswith("sgd, accumulation"):
+                continue  # the second copy lives within ZeRO's reduction, where nothing can be counted
+            assert counted[engine, name] == pytest.approx(formula(engine, 2, *case), rel=0.02), name
 
 
 def test_the_copies_are_those_that_the_core_makes():
