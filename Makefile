@@ -15,6 +15,8 @@ LIGHT := transformers|tokenizers|accelerate|huggingface-hub|httpx|httpcore|h11|a
 FLOOR_TESTS := $(patsubst %,tests/trainer/test_%.py,against_plain intact resume side_effects weights)
 # beside the newest transformers it waits for a PEFT that is not there yet
 FLOOR_TESTS += tests/trainer/test_peft.py::test_adapters_that_transformers_adds_itself
+# pip brings torch, by the settings that a machine has for it (an index of CPU builds); uv the rest, in a third of the time.
+INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python
 SOURCES := hf_lookbehind scripts tests
 # One thread per process: processes that share cores and thread pools slow each other down many times over.
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2
@@ -27,17 +29,18 @@ venv: $(STAMP)  ## create .venv with the tested versions (again only when they c
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.x")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch uv
+	$(INSTALL) --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 # Aside, because both print on every import of transformers.
 $(QUANTISED)/.installed: $(STAMP)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps --upgrade --target $(QUANTISED) torchao bitsandbytes
+	$(INSTALL) --constraint constraints.txt --no-deps --target $(QUANTISED) torchao bitsandbytes
 	@touch $@
 
 # Aside too; a wheel of Python alone, whose extensions would be compiled when they are used.
 $(DEEPSPEED)/.installed: $(STAMP)
-	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps --upgrade --target $(DEEPSPEED) deepspeed einops hjson msgpack ninja py-cpuinfo
+	DS_BUILD_OPS=0 $(INSTALL) --constraint constraints.txt --no-deps --no-build-isolation --target $(DEEPSPEED) deepspeed einops hjson msgpack ninja py-cpuinfo
 	@touch $@
 
 # The lowest versions that pyproject.toml allows: that they can be had together is the first of these tests.
@@ -46,7 +49,7 @@ $(FLOOR)/.installed: $(STAMP)
 	mkdir $(FLOOR)
 	$(BIN)/uv pip compile --quiet --resolution lowest-direct --extra peft --python $(BIN)/python --output-file $(FLOOR)/all.txt pyproject.toml
 	grep -E '^($(LIGHT))==' $(FLOOR)/all.txt > $(FLOOR)/light.txt
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --target $(FLOOR) --requirement $(FLOOR)/light.txt
+	$(INSTALL) --no-deps --target $(FLOOR) --requirement $(FLOOR)/light.txt
 	@touch $@
 
 demo: $(STAMP)  ## fine-tune a vision transformer with five methods and compare them: runs/demo/
@@ -82,14 +85,14 @@ test-quantised: $(QUANTISED)/.installed  ## run the tests that need torchao and 
 	PYTHONPATH=$(abspath $(QUANTISED)) $(PYTEST) tests/trainer/test_peft.py -k quantised
 
 test-deepspeed: $(DEEPSPEED)/.installed  ## run the tests that need DeepSpeed (a quarter of an hour)
-	PYTHONPATH=$(abspath $(DEEPSPEED)) $(PYTEST) tests/distributed/test_zero.py
+	PYTHONPATH=$(abspath $(DEEPSPEED)) $(PYTEST) tests/distributed/test_zero.py tests/distributed/test_killed.py tests/programs/test_footprint.py -k zero
 
 test-floor: $(FLOOR)/.installed  ## run the Trainer's tests with the lowest versions that are allowed
 	PYTHONPATH=$(abspath $(FLOOR)) $(PYTEST) $(FLOOR_TESTS) -k "not sigterm and not killed"
 
 test-newest: $(STAMP)  ## run the tests with the newest versions that there are (torch stays)
 	rm -rf $(NEWEST)
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --target $(NEWEST) transformers tokenizers accelerate huggingface_hub datasets evaluate peft safetensors sentence-transformers trl
+	$(INSTALL) --no-deps --target $(NEWEST) transformers tokenizers accelerate huggingface_hub datasets evaluate peft safetensors sentence-transformers trl
 	PYTHONPATH=$(abspath $(NEWEST)) $(PYTEST) -m "not slow"
 
 test-versions: $(STAMP)  ## run tests in many environments: docs/versions.md; ROWS='"torch 2.11"' for some of them
