@@ -156,7 +156,7 @@ def _muted(module: LightningModule) -> Iterator[None]:
             vars(module)["log"] = own
 
 
-def _refusals(trainer: Trainer, module: LightningModule, config: LookbehindConfig) -> Iterator[str]:
+def _refusals(trainer: Any, module: LightningModule, config: LookbehindConfig) -> Iterator[str]:
     """What a fit has that the callback cannot serve."""
     strategy, step = type(trainer.strategy).__name__, type(module).optimizer_step
     if not module.automatic_optimization:

@@ -28,97 +28,25 @@ if __name__ == "__main__":
 
 
 import sys
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedConfig, PreTrainedModel
 
-from hf_lookbehind import InputError
 from hf_lookbehind.programs import evaluation
 from hf_lookbehind.programs.cli.flags import Arguments, FlagParser
-from hf_lookbehind.programs.cli.running import is_main_process
-from hf_lookbehind.programs.data import packing, sources
-from hf_lookbehind.programs.data.corpus import Corpus, read_splits, with_tokenizer
-from hf_lookbehind.programs.data.texts import TABLES, TextDataArguments
+from hf_lookbehind.programs.data import packing
+from hf_lookbehind.programs.data.blocks import LONGEST, NEW_POSITIONS, BlockDataArguments, load_documents, make_blocks
+from hf_lookbehind.programs.data.corpus import with_tokenizer
 from hf_lookbehind.programs.models import loading
 from hf_lookbehind.programs.models.adapters import with_adapters
 from hf_lookbehind.programs.models.tokenization import TextModelArguments
 from hf_lookbehind.programs.program import Program
 from hf_lookbehind.programs.task import Task
 
-LONGEST = 1024
-# A new model takes blocks of this length, unless --block_size or --config_overrides says more.
-NEW_POSITIONS = 256
-
-
-@dataclass
-class ClmDataArguments(TextDataArguments):
-    train_file: list[str] | None = field(
-        default=None,
-        metadata={"help": f"Files to train on: .txt, a document each, or {', '.join(TABLES)}, a document per row."},
-    )
-    train_val_split: float = field(
-        default=0.15,
-        metadata={
-            "help": "Fraction of the training blocks to validate on if there is no validation split: the last ones. "
-            "0: none."
-        },
-    )
-    max_train_samples: int | None = field(
-        default=None, metadata={"help": "Train on a random subset of so many blocks."}
-    )
-    max_eval_samples: int | None = field(
-        default=None, metadata={"help": "Validate and test on random subsets of so many blocks."}
-    )
-    text_column_name: str = field(default="text", metadata={"help": "Column of the texts."})
-    block_size: int | None = field(
-        default=None,
-        metadata={
-            "help": f"Tokens per block. Default: what the model takes, at most {LONGEST}; a new one {NEW_POSITIONS}."
-        },
-    )
-
-    suffixes = (".txt", *TABLES)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.block_size is not None and self.block_size < 2:
-            raise InputError(f"--block_size {self.block_size} is not allowed: 2 or more")
-
 
 def make_parser() -> FlagParser:
-    return FlagParser(data=ClmDataArguments, model=TextModelArguments, description=__doc__)
-
-
-def load_documents(args: Arguments) -> dict[str, sources.Rows]:
-    """Those to train on and, where there are such, to validate and test on: all of them, subsets are of blocks."""
-    every = replace(args.data, train_val_split=0.0, max_train_samples=None, max_eval_samples=None)
-    documents = sources.choose_parts(every, read_splits(args), seed=0, test=args.training.do_predict)
-    for part in documents.values():
-        sources.find_column(part.dataset, args.data.text_column_name, (), "text_column_name")
-    return documents
-
-
-def make_blocks(corpus: Corpus, block_size: int) -> dict[str, Any]:
-    """The blocks of each split; without documents to validate on, the last ones of the training split."""
-    args, blocks, notes = corpus.args, {}, []
-    (column,), tokenizer = corpus.columns, corpus.tokenizer
-    streams = corpus.tokenized(lambda _, part: packing.token_stream(part, column, tokenizer))
-    for split, stream in streams.items():
-        blocks[split] = packing.pack(stream, block_size, corpus.parts[split].name)
-        left_out = len(stream) % block_size
-        notes.append(f"{split}: {len(blocks[split])} blocks of {block_size} tokens; {left_out} left out at the end")
-    if "validation" not in blocks and args.data.train_val_split > 0:
-        blocks["train"], blocks["validation"] = packing.hold_out_last(blocks["train"], args.data.train_val_split)
-        notes.append(f"validation: the last {len(blocks['validation'])} blocks of these")
-    for split in blocks:
-        limit = args.data.max_train_samples if split == "train" else args.data.max_eval_samples
-        chosen = sources.random_subset(len(blocks[split]), limit, args.training.seed_of_data)
-        blocks[split] = blocks[split].select(chosen)
-    if is_main_process():
-        print("\n".join(notes))
-    return blocks
+    return FlagParser(data=BlockDataArguments, model=TextModelArguments, description=__doc__)
 
 
 def new_config(args: Arguments, tokenizer: Any) -> PreTrainedConfig:
@@ -161,7 +89,7 @@ def prepare(args: Arguments) -> Task:
     """The data, and a way to the model. What is wrong with any of them is found here, before a file is written."""
     documents, columns = load_documents(args), [args.data.text_column_name]
     corpus = with_tokenizer(args, documents, columns, loading.load_config(args.model), new_config, packed=True)
-    datasets = make_blocks(corpus, corpus.length("block_size", LONGEST, least=1))
+    datasets = make_blocks(corpus, corpus.length("block_size", LONGEST, least=1), corpus.tokenizer.eos_token_id)
 
     def load_model() -> PreTrainedModel:
         model = loading.build_model(AutoModelForCausalLM, args.model, corpus.config)

@@ -50,6 +50,7 @@ from hf_lookbehind.programs.cli.arguments import ModelArguments
 from hf_lookbehind.programs.cli.flags import Arguments, FlagParser
 from hf_lookbehind.programs.cli.paths import exists
 from hf_lookbehind.programs.data import images, labels, sources
+from hf_lookbehind.programs.data.epochs import EpochCallback
 from hf_lookbehind.programs.data.image_files import image_folder, image_splits
 from hf_lookbehind.programs.data.labels import NoisyLabelArguments
 from hf_lookbehind.programs.models import loading
@@ -227,7 +228,7 @@ def prepare(args: Arguments) -> Task:
         processing_class=processor,
         make_collator=lambda model: images.ImageCollator(model.dtype),
         metrics=evaluation.of_classes(training.metric or ["accuracy"], len(classes)),
-        callbacks=[images.EpochCallback(datasets["train"])],
+        callbacks=[EpochCallback(datasets["train"])],
         classes=classes,
     )
 

@@ -2,6 +2,7 @@
 
 import math
 import numbers
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -285,14 +286,15 @@ def of_texts(names: Sequence[str]) -> tuple[Score, list[str]]:
     return rate(names, Kind("texts", datasets.Value("string"), ["a b c d e", "f g h i j"], shipped))
 
 
-def of_tokens(names: Sequence[str]) -> Metrics:
-    """Of a causal language model: perplexity, exp of the mean loss of a token, and what rates its likeliest tokens.
+def of_tokens(names: Sequence[str], *, ahead: int = 1) -> Metrics:
+    """Of a language model: perplexity, exp of the mean loss of a token, and what rates its likeliest tokens.
 
     Every token counts once, also where several processes fill up their last batch, in which the Trainer's own mean
     repeats some; and there is no label smoothing in it.
 
     Args:
         names: `perplexity`, first or alone; beside it `accuracy` or what else rates classes.
+        ahead: how far ahead a token is predicted: 1 by a causal model, 0 by one that fills in what is masked.
     """
     others = [name for name in names if name != "perplexity"]
     classes = of_classes(others, num_classes=3) if others else None
@@ -302,19 +304,20 @@ def of_tokens(names: Sequence[str]) -> Metrics:
         logits = _first(logits)
         # one by one: in float32, the logits of a whole batch are as much as all that the model holds
         pairs = zip(logits, labels, strict=True)
-        losses = torch.stack([cross_entropy(row[:-1].float(), ids[1:], reduction="sum") for row, ids in pairs])
+        losses = torch.stack(
+            [cross_entropy(row[: len(ids) - ahead].float(), ids[ahead:], reduction="sum") for row, ids in pairs]
+        )
         return losses if classes is None else (losses, _highest(logits, labels))
 
     def compute(given: EvalPrediction) -> dict[str, float]:
         reduced: Any = given.predictions
         losses, likeliest = (reduced, None) if classes is None else reduced
-        # what stands at one place predicts the next
-        labels = np.asarray(given.label_ids)[:, 1:]
+        labels = np.asarray(given.label_ids)[:, ahead:]
         counted = labels != -100
         mean = float(np.sum(losses, dtype=np.float64) / counted.sum())
         found = {"perplexity": math.exp(mean) if mean < 700 else math.inf}
         if classes is not None:
-            predictions = np.asarray(likeliest)[:, :-1]
+            predictions = np.asarray(likeliest)[:, : labels.shape[1]]
             found |= classes(EvalPrediction(predictions[counted], labels[counted]))
         return found
 
@@ -335,6 +338,61 @@ def of_generated(names: Sequence[str], tokenizer: Any) -> Metrics:
 
     return Metrics(compute, keys)
 
+
+def of_tags(names: Sequence[str] | None, tags: Sequence[str]) -> Metrics:
+    """Of a tag for each word.
+
+    Entities count where they are right as a whole, with their type (package seqeval, which is that of CoNLL 2000).
+
+    Args:
+        names: `f1`, `precision`, `recall` (all of entities), `accuracy` (of words), or what `evaluate` can load. None:
+            all four where the tags are of entities (`O`, `B-LOC`, ...), else the accuracy.
+        tags: all there are, in the order of the model's head.
+
+    Raises:
+        InputError: entities are to be rated, and the tags are none or seqeval is missing.
+    """
+    of_entities = all(_ENTITY.fullmatch(tag) for tag in tags) and len(tags) > 1
+
+    def seqeval(function: str) -> Score:
+        def score(references: Any, predictions: Any) -> dict[str, float]:
+            from seqeval import metrics as seqeval_metrics
+
+            rated = getattr(seqeval_metrics, f"{function}_score")(references, predictions, zero_division=0)
+            return {function: float(rated)}
+
+        return score
+
+    names = names or [*(_OF_ENTITIES if of_entities else ()), "accuracy"]
+    wanted = [name for name in names if name in _OF_ENTITIES]
+    if wanted and not of_entities:
+        some = ", ".join(map(repr, tags[:5]))
+        raise InputError(
+            f"--metric {wanted[0]} rates entities, as of the tags 'O', 'B-LOC', 'I-LOC'; these are {some}"
+        )
+    if wanted and find_spec("seqeval") is None:
+        raise InputError(f"--metric {wanted[0]} needs seqeval: pip install 'hf_lookbehind[token-classification]'")
+
+    def accuracy(references: Any, predictions: Any) -> dict[str, float]:
+        """Fraction of words whose tag is right."""
+        flat = [[tag for row in rows for tag in row] for rows in (references, predictions)]
+        return {"accuracy": float(sklearn_metrics.accuracy_score(*flat))}
+
+    shipped = {"accuracy": accuracy} | {name: seqeval(name) for name in _OF_ENTITIES}
+    trial = [[*tags[:2]], [*tags[:1]]]
+    score, keys = rate(names, Kind("tags of words", datasets.Sequence(datasets.Value("string")), trial, shipped))
+
+    def compute(given: EvalPrediction) -> dict[str, float]:
+        labels = np.asarray(given.label_ids)
+        pairs = [(row[row != -100], found[row != -100]) for row, found in zip(labels, given.predictions, strict=True)]
+        references, predictions = ([[tags[i] for i in pair[side]] for pair in pairs] for side in (0, 1))
+        return score(predictions, references)
+
+    return Metrics(compute, keys, _highest)
+
+
+_OF_ENTITIES = ("f1", "precision", "recall")
+_ENTITY = re.compile("O|[BIESLU]-.+")
 
 # Without generated texts there is nothing else to rate.
 LOSS_ONLY = Metrics(lambda _: {}, [])

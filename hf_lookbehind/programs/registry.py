@@ -32,6 +32,14 @@ PROGRAMS = {
         "fine-tune a classifier of texts or of pairs of texts, or a regression",
         heads=("ForSequenceClassification",),
     ),
+    "token-classification": Entry(
+        "run_token_classification",
+        "fine-tune a tagger of words: named entities, parts of speech",
+        heads=("ForTokenClassification",),
+    ),
+    "masked-lm": Entry(
+        "run_masked_lm", "go on with the pretraining of an encoder, or train a new one", heads=("ForMaskedLM",)
+    ),
     "clm": Entry(
         "run_clm", "fine-tune a causal language model, or train a new one", heads=("LMHeadModel", "ForCausalLM")
     ),

@@ -23,6 +23,7 @@ from transformers import (
 from transformers.trainer_jit_checkpoint import CheckpointManager
 
 from hf_lookbehind.programs.data import images
+from hf_lookbehind.programs.data.epochs import EpochCallback
 from hf_lookbehind.scripts import __main__ as command
 from hf_lookbehind.scripts.run_image_classification import main, train
 
@@ -357,7 +358,7 @@ def test_sigterm_with_a_checkpoint_is_no_success(tmp_path, capsys, monkeypatch):
             os.kill(os.getpid(), signal.SIGTERM)
 
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(images.EpochCallback, "on_step_end", preempt, raising=False)
+    monkeypatch.setattr(EpochCallback, "on_step_end", preempt, raising=False)
     # at once, without HF's wait for a SIGKILL
     monkeypatch.setattr(CheckpointManager, "_sigterm_handler", lambda self, *_: self._enable_checkpoint())
     flags = [*DIGITS, *NEW_MODEL, *QUICK, "--max_steps", "200", "--eval_strategy", "no", "--enable_jit_checkpoint"]
@@ -461,7 +462,7 @@ def test_a_run_that_breaks_off_says_so(tmp_path, capsys, monkeypatch, error, cod
         if state.epoch >= 1:
             raise error
 
-    monkeypatch.setattr(images.EpochCallback, "on_epoch_begin", break_off)
+    monkeypatch.setattr(EpochCallback, "on_epoch_begin", break_off)
     flags = [*DIGITS, *NEW_MODEL, *QUICK, "--save_strategy", "epoch", "--output_dir", str(tmp_path)]
     assert main(flags) == code
     assert line in capsys.readouterr().err.strip().splitlines()[-1]

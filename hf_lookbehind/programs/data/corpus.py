@@ -1,6 +1,6 @@
 """What the programs of texts share: rows with texts in columns, and the tokenizer and config that read them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -63,6 +63,7 @@ def with_tokenizer(
     new_config: Callable[[Arguments, Any], PreTrainedConfig],
     *,
     packed: bool = False,
+    texts: Iterable[str] | None = None,
 ) -> Corpus:
     """The corpus of these rows, with the tokenizer of the model, or one that is trained on them for a new model.
 
@@ -73,12 +74,13 @@ def with_tokenizer(
         config: of the model; None: a new one, that `new_config` gives for the flags and the tokenizer.
         new_config: see there.
         packed: whether texts are packed into blocks: then none is ended by the tokenizer, or padded.
+        texts: to train a tokenizer on; default: those of the columns.
 
     Raises:
         InputError: the tokenizer cannot be loaded, does not fit the model, or cannot pad.
     """
-    own_texts = chain.from_iterable(texts_of(parts["train"], column) for column in columns)
-    tokenizer = load_tokenizer(args.model, own_texts, frame=not packed)
+    texts = texts or chain.from_iterable(texts_of(parts["train"], column) for column in columns)
+    tokenizer = load_tokenizer(args.model, texts, frame=not packed)
     config = config or new_config(args, tokenizer)
     if not packed:
         check_padding(tokenizer, config)

@@ -19,7 +19,6 @@ from PIL import ImageOps
 from sklearn.datasets import load_digits
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import TrainerCallback
 
 from ...config import InputError
 from ..cli.running import is_main_process, one_line
@@ -347,13 +346,3 @@ class ImageCollator:
             "pixel_values": torch.stack([example["pixel_values"] for example in examples]).to(self.dtype),
             "labels": torch.stack([example["labels"] for example in examples]),
         }
-
-
-class EpochCallback(TrainerCallback):
-    """Tells a dataset which epoch begins; after a resume that is the one that had begun before."""
-
-    def __init__(self, dataset: ImageDataset) -> None:
-        self.dataset = dataset
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        self.dataset.set_epoch(int(state.epoch or 0))

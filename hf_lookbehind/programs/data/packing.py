@@ -1,4 +1,4 @@
-"""Documents as one stream of tokens, cut into blocks of one length: what a causal language model learns from."""
+"""Documents as one stream of tokens, cut into blocks of one length: what a language model learns from."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,8 +15,8 @@ from .texts import texts_of
 _CHARACTERS_AT_ONCE = 4_000_000
 
 
-def token_stream(part: Rows, column: str, tokenizer: Any) -> np.ndarray:
-    """The tokens of all documents, in order, each document ended by the tokenizer's end-of-text token.
+def token_stream(part: Rows, column: str, tokenizer: Any, end: int | None) -> np.ndarray:
+    """The tokens of all documents, in order, each document ended by one token, such as the tokenizer's end of text.
 
     Blank documents give none.
 
@@ -24,6 +24,7 @@ def token_stream(part: Rows, column: str, tokenizer: Any) -> np.ndarray:
         part: one document per row.
         column: of the texts.
         tokenizer: of the model. What it puts around a text by itself stays.
+        end: the token; None: the tokenizer has none.
 
     Returns:
         Ids, int32, of shape (tokens,).
@@ -31,7 +32,6 @@ def token_stream(part: Rows, column: str, tokenizer: Any) -> np.ndarray:
     Raises:
         InputError: a row has no text, there are only blank ones, or the tokenizer has no end-of-text token.
     """
-    end = tokenizer.eos_token_id
     if end is None:
         raise InputError(
             "the tokenizer has no end-of-text token (eos_token), which ends each document: --tokenizer_name names one "

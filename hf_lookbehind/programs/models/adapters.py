@@ -35,13 +35,13 @@ def check_adapter_flags(args: Any) -> None:
         raise InputError(f"--lora_dropout {args.lora_dropout} is not allowed: a number in [0, 1)")
 
 
-def with_adapters(model: PreTrainedModel, args: Any, task_type: str) -> Any:
-    """The model with LoRA adapters, which alone train (and a new head, for "SEQ_CLS"); as it is without `--use_peft`.
+def with_adapters(model: PreTrainedModel, args: Any, task_type: str | None) -> Any:
+    """The model with LoRA adapters, which alone train (and a classifier's new head); as it is without `--use_peft`.
 
     Args:
         model: loaded.
         args: has the flags of adapters as attributes.
-        task_type: PEFT's: "SEQ_CLS", "CAUSAL_LM" or "SEQ_2_SEQ_LM".
+        task_type: PEFT's: "SEQ_CLS", "TOKEN_CLS", "CAUSAL_LM", "SEQ_2_SEQ_LM"; None for what it has no word for.
 
     Raises:
         InputError: no layer has a name that `--lora_target_modules` gives.
@@ -52,7 +52,7 @@ def with_adapters(model: PreTrainedModel, args: Any, task_type: str) -> Any:
 
     targets = args.lora_target_modules or "all-linear"
     # a new head, all of it: what PEFT knows as one is a layer of some models' heads
-    head = _head(model) if task_type == "SEQ_CLS" else []
+    head = _head(model) if task_type in ("SEQ_CLS", "TOKEN_CLS") else []
     config = LoraConfig(
         task_type=task_type,
         r=args.lora_r,

@@ -12,6 +12,7 @@ from transformers import TrainerState, ViTImageProcessorPil
 
 from hf_lookbehind.config import InputError
 from hf_lookbehind.programs.data import images
+from hf_lookbehind.programs.data.epochs import EpochCallback
 from hf_lookbehind.programs.data.sources import take_split
 
 PROCESSOR = ViTImageProcessorPil(
@@ -254,7 +255,7 @@ def test_crops_are_shifts_of_the_image_padded_with_black(kind):
 
 def test_the_callback_sets_the_epoch_also_of_a_resumed_run():
     dataset = augmented("crop")
-    callback = images.EpochCallback(dataset)
+    callback = EpochCallback(dataset)
     for at, epoch in ((0, 0), (2.0, 2), (2.75, 2)):
         callback.on_epoch_begin(None, TrainerState(epoch=at), None)
         assert int(dataset.augmentation.epoch) == epoch

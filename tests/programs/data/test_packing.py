@@ -30,7 +30,7 @@ def part(texts):
 @pytest.mark.parametrize("at_once", [1, 20, 10**6])
 def test_the_stream_is_all_documents_in_order_each_ended(tokenizer, monkeypatch, at_once):
     monkeypatch.setattr(packing, "_CHARACTERS_AT_ONCE", at_once)
-    stream = packing.token_stream(part(DOCUMENTS), "text", tokenizer)
+    stream = packing.token_stream(part(DOCUMENTS), "text", tokenizer, tokenizer.eos_token_id)
     ends = np.flatnonzero(stream == tokenizer.eos_token_id)
     assert ends[-1] == len(stream) - 1
     assert [tokenizer.decode(ids) for ids in np.split(stream, ends)[:-1]] == [
@@ -40,13 +40,15 @@ def test_the_stream_is_all_documents_in_order_each_ended(tokenizer, monkeypatch,
 
 def test_only_the_rows_of_the_part_are_taken(tokenizer):
     some = part(DOCUMENTS).take(np.array([2, 0]))
-    text = tokenizer.decode(packing.token_stream(some, "text", tokenizer), skip_special_tokens=True)
+    text = tokenizer.decode(
+        packing.token_stream(some, "text", tokenizer, tokenizer.eos_token_id), skip_special_tokens=True
+    )
     assert text == DOCUMENTS[2] + DOCUMENTS[0]
 
 
 def test_a_document_that_the_tokenizer_ends_is_not_ended_twice():
     framing = train_tokenizer(DOCUMENTS, 300, frame=True)
-    ends = packing.token_stream(part(DOCUMENTS), "text", framing) == framing.eos_token_id
+    ends = packing.token_stream(part(DOCUMENTS), "text", framing, framing.eos_token_id) == framing.eos_token_id
     assert ends.sum() == 3
 
 
@@ -78,4 +80,4 @@ def test_a_batch_predicts_every_token():
 )
 def test_documents_without_text_are_refused(tokenizer, texts, message):
     with pytest.raises(InputError, match=message):
-        packing.token_stream(part(texts), "text", tokenizer)
+        packing.token_stream(part(texts), "text", tokenizer, tokenizer.eos_token_id)
