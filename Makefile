@@ -1,6 +1,6 @@
 # Everything runs in .venv, which `make venv` creates; the system's Python is only asked to make it.
 .DEFAULT_GOAL := help
-.PHONY: help venv demo cards demo-settings bench bench-check study data test test-quantised test-deepspeed test-floor test-newest test-versions test-all quality style clean
+.PHONY: help venv demo cards demo-settings bench bench-check gpu-check study data test test-quantised test-deepspeed test-floor test-newest test-versions test-all quality style clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -70,6 +70,9 @@ bench: $(STAMP)  ## measure time and memory beside the floor and other implement
 
 bench-check: $(STAMP)  ## compare with the stored ratios, on a quiet machine
 	$(BIN)/python scripts/benchmark --check
+
+gpu-check: $(STAMP)  ## on a GPU: whether everything holds, time, memory, waits: runs/gpu_check/
+	$(BIN)/python -m scripts.gpu_check
 
 study: $(STAMP)  ## run a study, or go on with it: make study NAME=rho [DATA=data] [TASKS=...]; runs/studies/rho/
 	$(BIN)/python scripts/studies $(NAME).yaml $(if $(DATA),--data $(DATA)) $(if $(TASKS),--tasks $(TASKS))

@@ -5,7 +5,6 @@ import statistics
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import t as student_t
 
 
 def mean_sd(values: Sequence[float]) -> tuple[float, float]:
@@ -65,6 +64,8 @@ def paired_interval(a: Sequence[float], b: Sequence[float], level: float = 0.95)
     mean, error = paired_difference(a, b)
     if len(a) == 1:
         return mean, math.nan, math.nan
+    from scipy.stats import t as student_t  # takes a second, and few need it
+
     half = float(student_t.ppf((1 + level) / 2, len(a) - 1)) * error
     return mean, mean - half, mean + half
 

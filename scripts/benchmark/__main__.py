@@ -44,14 +44,13 @@ from hf_lookbehind.scripts.benchmark.counts import (
     published_step,
     reductions,
 )
-from hf_lookbehind.scripts.benchmark.gpu import gpu_rows
 from hf_lookbehind.scripts.benchmark.methods import CORE, KS, PUBLISHED, TRAINER, Variant, variants
 from hf_lookbehind.scripts.benchmark.timing import Row, measure, timing_records
 
 QUICK_KS = (1, 5)
 REFERENCE = Path(__file__).parent / "reference.json"
 AVAILABLE = [name for name, case in CASES.items() if case.is_available]
-SECTIONS = ("timing", "growth", "memory", "operations", "reductions", "gpu")
+SECTIONS = ("timing", "growth", "memory", "operations", "reductions")
 SECONDS, QUICK_SECONDS = 110.0, 6.0  # of measuring, for each model
 TOLERANCE = 0.15
 
@@ -178,15 +177,6 @@ class Benchmark:
         records = [label | found for label, found in zip(labels, reductions(REDUCED), strict=True)]
         columns = {"label": "settings", "gradients": "gradients reduced", "calls": "calls, flags among them"}
         _show("All-reduces per iteration, DDP with 2 processes", format_table(records, columns))
-        return records
-
-    def gpu(self) -> list[Row]:
-        """Time, kernel launches and synchronisations on a GPU, where there is one."""
-        if not torch.cuda.is_available():
-            print("\nGPU: skipped, there is none\n", flush=True)
-            return []
-        records = gpu_rows(self.ks)
-        _show(f"BERT, 12 layers, on {torch.cuda.get_device_name()}", format_table(records))
         return records
 
 

@@ -43,11 +43,11 @@ def _images(batch: int) -> Inputs:
     return {"pixel_values": torch.randn(batch, 3, 28, 28), "labels": torch.arange(batch) % 10}
 
 
-def _sizes(hidden: int, layers: int, intermediate: int) -> dict[str, Any]:
+def _sizes(hidden: int, layers: int, intermediate: int, heads: int = 4) -> dict[str, Any]:
     return {
         "hidden_size": hidden,
         "num_hidden_layers": layers,
-        "num_attention_heads": 4,
+        "num_attention_heads": heads,
         "intermediate_size": intermediate,
     }
 
@@ -63,10 +63,13 @@ def cnn(batch: int = 32) -> tuple[nn.Module, Inputs]:
     return ConvNet(), _images(batch)
 
 
-def bert(hidden: int = 128, layers: int = 6, batch: int = 16, tokens: int = 64) -> tuple[nn.Module, Inputs]:
-    sizes = _sizes(hidden, layers, 4 * hidden)
-    model = BertForSequenceClassification(BertConfig(vocab_size=2000, max_position_embeddings=64, **sizes))
-    return model, {"input_ids": torch.randint(2000, (batch, tokens)), "labels": torch.arange(batch) % 2}
+def bert(
+    hidden: int = 128, layers: int = 6, batch: int = 16, tokens: int = 64, *, vocabulary: int = 2000, heads: int = 4
+) -> tuple[nn.Module, Inputs]:
+    sizes = _sizes(hidden, layers, 4 * hidden, heads)
+    config = BertConfig(vocab_size=vocabulary, max_position_embeddings=max(64, tokens), **sizes)
+    inputs = {"input_ids": torch.randint(vocabulary, (batch, tokens)), "labels": torch.arange(batch) % 2}
+    return BertForSequenceClassification(config), inputs
 
 
 def llama(hidden: int = 96, layers: int = 4, batch: int = 8, tokens: int = 32) -> tuple[nn.Module, Inputs]:

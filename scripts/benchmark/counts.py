@@ -127,16 +127,6 @@ def operations(workload: Workload, step: Step) -> int:
     return sum(name not in QUESTIONS for name in at_top)
 
 
-def is_outside(event: Any) -> bool:
-    """Whether a profiled event belongs to the iteration, and to no pass or descent."""
-    while (event := event.cpu_parent) is not None:
-        if event.name in (PASS, DESCENT):
-            return False
-        if event.name == ITERATION:
-            return True
-    return False
-
-
 def named(name: str, function: Callable[[], Any]) -> Callable[[], Any]:
     def run() -> Any:
         with record_function(name):

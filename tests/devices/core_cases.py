@@ -8,6 +8,8 @@ from torch import nn
 
 from hf_lookbehind import Lookbehind, LookbehindConfig
 from hf_lookbehind.optim import readings
+from hf_lookbehind.scripts.gpu_check import identities
+from hf_lookbehind.scripts.gpu_check.waiting import WaitCounter
 from tests.devices.elsewhere import waits
 from tests.models import MODELS, RHO, closure_of, groups, max_difference, weights_of
 
@@ -113,8 +115,10 @@ def test_an_iteration_waits_once_for_what_its_passes_measured(device, name):
     for _ in range(4):
         work.step()
     before = waits()
-    work.step()
+    with WaitCounter(device.type) as counter:
+        work.step()
     assert waits() - before == 1 + MORE_WAITS.get(name, 0) <= work.config.k + 1
+    assert len(counter.waits) == waits() - before  # what `make gpu-check` counts by
 
 
 def test_a_loss_that_is_a_number_is_not_waited_for(device):
@@ -287,6 +291,15 @@ def test_buffers_that_a_forward_writes_move_once_and_nobody_waits(device):
     before = waits()
     lookbehind.step(closure)
     assert waits() - before == 1
+
+
+@pytest.mark.slow
+def test_what_a_gpu_is_checked_for_holds_here(device):
+    with pytest.MonkeyPatch.context() as patch:
+        # its Trainers would be told of the device by the environment
+        patch.setattr(identities, "trainers", lambda device, precision: 0.0)
+        rows = identities.identity_rows(device.type)
+    assert len(rows) > 30 and [row for row in rows if not row["passed"]] == []
 
 
 def test_autocast_keeps_no_stale_weights(device):

@@ -247,16 +247,20 @@ Tensor empty_strided(Sizes size, Sizes stride, Dtype dtype, Layout, Where, Flag)
 
 // ---- autocast: casts float32, and keeps the casts of leaves, as the built-in devices do ----
 
-void in_lower_precision(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
+void in_precision(at::ScalarType dtype, const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   c10::impl::ExcludeDispatchKeyGuard once(c10::DispatchKey::AutocastPrivateUse1);
   const size_t first = stack->size() - op.schema().arguments().size();
   for (size_t i = first; i < stack->size(); i++) {
     c10::IValue& value = (*stack)[i];
     if (value.isTensor() && value.toTensor().defined())
-      value = at::autocast::cached_cast(at::autocast::get_autocast_dtype(HERE.type()), value.toTensor(), HERE.type());
+      value = at::autocast::cached_cast(dtype, value.toTensor(), HERE.type());
   }
   op.callBoxed(stack);
 }
+void in_lower_precision(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
+  in_precision(at::autocast::get_autocast_dtype(HERE.type()), op, stack);
+}
+void in_float(const c10::OperatorHandle& op, torch::jit::Stack* stack) { in_precision(at::kFloat, op, stack); }
 
 } // namespace
 
@@ -302,6 +306,7 @@ TORCH_LIBRARY_IMPL(_, AutocastPrivateUse1, m) { m.fallback(torch::CppFunction::m
 TORCH_LIBRARY_IMPL(aten, AutocastPrivateUse1, m) {
   for (const char* name : {"matmul", "linear", "addmm", "mm", "bmm", "conv2d", "scaled_dot_product_attention"})
     m.impl(name, torch::CppFunction::makeFromBoxedFunction<&in_lower_precision>());
+  m.impl("layer_norm", torch::CppFunction::makeFromBoxedFunction<&in_float>());
 }
 
 TORCH_LIBRARY(elsewhere, m) {

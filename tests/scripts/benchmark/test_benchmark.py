@@ -166,7 +166,7 @@ def test_quick_run_writes_tables_results_and_plot_and_its_reference_passes(tiny,
     reference = tmp_path / "reference.json"
     assert benchmark.main([*tiny, "--write_reference", str(reference)]) == 0
     printed = capsys.readouterr().out
-    assert "tiny BERT, medians of 1 rounds" in printed and f"| {CORE} " in printed and "GPU" in printed
+    assert "tiny BERT, medians of 1 rounds" in printed and f"| {CORE} " in printed
     assert (tmp_path / "out" / "benchmark.png").read_bytes().startswith(b"\x89PNG")
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert [r["label"] for r in results["timing"] if r["method"] == CORE] == [
