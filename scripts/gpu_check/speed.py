@@ -29,7 +29,7 @@ WARM_UP = 3
 
 
 @dataclass(frozen=True)
-class Method:
+class Contender:
     """A way to spend an iteration: its name, k, how it is made, and the gradients that it takes."""
 
     name: str
@@ -38,11 +38,11 @@ class Method:
     gradients: int
 
 
-def methods(ks: Sequence[int]) -> list[Method]:
+def methods(ks: Sequence[int]) -> list[Contender]:
     """The core for each k, the 2k procedure for those above 1, and SAM beside them."""
-    found = [Method(CORE, k, lambda w, k=k: _core(w, LookbehindConfig(k=k)), k + 1) for k in ks]
-    found += [Method(TWICE, k, lambda w, k=k: _published(w, LookbehindConfig(k=k)), 2 * k) for k in ks if k > 1]
-    return [*found, Method(WRAPPER, 1, lambda w: WrappedSAM(w.optimizer, 0.02).step, 2)]
+    found = [Contender(CORE, k, lambda w, k=k: _core(w, LookbehindConfig(k=k)), k + 1) for k in ks]
+    found += [Contender(TWICE, k, lambda w, k=k: _published(w, LookbehindConfig(k=k)), 2 * k) for k in ks if k > 1]
+    return [*found, Contender(WRAPPER, 1, lambda w: WrappedSAM(w.optimizer, 0.02).step, 2)]
 
 
 def _core(workload: Workload, config: LookbehindConfig) -> Step:
@@ -86,9 +86,9 @@ def speed_rows(
     return rows
 
 
-def _samples(workload: Workload, steps: Mapping[Method, Step], seconds: float) -> dict[Method, list[Row]]:
+def _samples(workload: Workload, steps: Mapping[Contender, Step], seconds: float) -> dict[Contender, list[Row]]:
     """Of each method, from each round: seconds, and ratios to the plain step and to the floor of the same round."""
-    samples: dict[Method, list[Row]] = {method: [] for method in steps}
+    samples: dict[Contender, list[Row]] = {method: [] for method in steps}
     end = time.perf_counter() + seconds
     while not all(samples.values()) or time.perf_counter() < end:
         gradient = _seconds(workload, workload.closure)
@@ -113,7 +113,7 @@ def _seconds(workload: Workload, run: Callable[[], Any]) -> float:
     return (now() - start) / ITERATIONS
 
 
-def extra_copies(workload: Workload, method: Method) -> float:
+def extra_copies(workload: Workload, method: Contender) -> float:
     """Peak memory beyond that of a plain step, in copies of the parameters.
 
     On CUDA as its allocator sees it, transients and all; elsewhere by the tensors that live between the operations.
