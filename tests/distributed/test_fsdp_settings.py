@@ -3,6 +3,7 @@
 import pytest
 
 from tests.distributed import fsdp_settings as workers
+from tests.distributed import rollouts
 from tests.distributed.fsdp_workers import all_of
 from tests.models import max_difference
 from tests.processes import run_group
@@ -29,3 +30,15 @@ def test_other_libraries_are_themselves_and_as_under_ddp(tmp_path, case):
     for found in run_group(workers.libraries, tmp_path, {case: LAYERS[case]}):
         neutral, from_ddp = found[case]
         assert neutral == 0.0 and from_ddp <= 1e-6  # float32
+
+
+def test_a_trainer_that_generates_is_itself_and_as_under_ddp(tmp_path):
+    assert_is_itself(tmp_path, "FSDP2")
+
+
+def assert_is_itself(tmp_path, engine):
+    ddp = run_group(rollouts.compare, "grpo", tmp_path / "ddp")[0]
+    for found in run_group(rollouts.compare, "grpo", tmp_path / "shards", engine):
+        assert found["difference"] == 0.0 and found["logs"] and found["alike"]
+        assert found["calls"][0] == found["calls"][1] == found["calls"][2]
+        assert found["sharpness"] == pytest.approx(ddp["sharpness"], rel=1e-3) and min(found["sharpness"]) > 0

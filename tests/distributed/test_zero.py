@@ -16,6 +16,7 @@ from transformers import ViTForImageClassification
 from hf_lookbehind.optim import partitions
 from tests.distributed import zero
 from tests.distributed.launch import run
+from tests.distributed.test_fsdp_settings import assert_is_itself
 from tests.distributed.workers import METHODS, train_all
 from tests.models import max_difference, weights_of
 from tests.processes import run_group
@@ -165,6 +166,11 @@ def test_how_many_collectives_an_iteration_takes(tmp_path, stage):
     if stage == 3:
         reductions = [counts[case]["reduce_scatter_tensor"] for case in gathers]
         assert reductions == [n * reductions[0] for n in (1, 2, 4, 4)]
+
+
+@each_stage
+def test_a_trainer_that_generates_is_itself_and_as_under_ddp(tmp_path, stage):
+    assert_is_itself(tmp_path, stage)
 
 
 def test_what_is_not_supported_is_refused_by_name(tmp_path):

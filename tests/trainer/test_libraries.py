@@ -13,6 +13,11 @@ from tests.models import max_difference, weights_of
 from tests.walk import differing, numbers
 
 NO_PERTURBATION = dict(k=1, rho=0, alpha=1)
+# Those of a kind that another case has too are slow.
+ALIKE = {"dpo-bema", "kto-experimental", "sparse", "multi-vector"}
+each_case = pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.slow if case in ALIKE else ()) for case in CASES]
+)
 OURS = {"sharpness", "alpha", "ascent_loss", "ascent_norm"}
 
 
@@ -31,7 +36,7 @@ def logs_of(trainer):
     ]
 
 
-@pytest.mark.parametrize("case", CASES)
+@each_case
 def test_no_perturbation_is_the_library_s_own_trainer(tmp_path, case):
     plain, ours = (train(case, tmp_path / str(i), config) for i, config in enumerate([None, NO_PERTURBATION]))
     assert max_difference(trained_module(ours), trained_module(plain)) == 0.0
@@ -39,7 +44,7 @@ def test_no_perturbation_is_the_library_s_own_trainer(tmp_path, case):
     assert max_difference(ours.model, make_library_trainer(case, tmp_path / "2").model) > 1e-3
 
 
-@pytest.mark.parametrize("case", CASES)
+@each_case
 def test_extra_passes_leave_no_trace(tmp_path, case):
     """With no step and no perturbation all passes are alike: nothing at all may differ from the plain trainer."""
     still = dict(learning_rate=0.0, weight_decay=0.0)
