@@ -19,6 +19,7 @@ ONE_LABEL, MANY_LABELS, A_NUMBER = "single_label_classification", "multi_label_c
 # What a folder that holds no fitting model, or a config that describes none, makes the library raise.
 LOADING_ERRORS = (
     ArithmeticError,
+    ImportError,  # a package that a model needs, such as timm, or torchvision
     LookupError,
     OSError,
     RuntimeError,
@@ -150,6 +151,8 @@ def build_classifier(
     """
     config.id2label = dict(enumerate(classes))
     config.label2id = {name: i for i, name in enumerate(classes)}
+    if hasattr(config, "label_names"):  # timm's, which are saved in the place of these
+        config.label_names = list(classes)
     model = build_model(auto_class, args, config)
     if new_head:
         _renew_head(model, auto_class.from_config(config, dtype=model.dtype))
@@ -206,9 +209,18 @@ def try_out(model: PreTrainedModel, batch: Mapping[str, torch.Tensor], args: Mod
 def _renew_head(model: PreTrainedModel, fresh: PreTrainedModel) -> None:
     """A head for as many other labels has the right size and would be kept: give it the weights of a fresh model."""
     new = dict(fresh.named_parameters())
+    own = {id(parameter) for parameter in _head_within(model)}
     for name, parameter in model.named_parameters():
-        if not name.startswith(f"{model.base_model_prefix}."):
+        if not name.startswith(f"{model.base_model_prefix}.") or id(parameter) in own:
             _held(parameter).copy_(_held(new[name]))
+
+
+def _head_within(model: PreTrainedModel) -> Iterator[torch.nn.Parameter]:
+    """The parameters of a head that lies inside the base model, which can name it, as timm's models do."""
+    get_classifier = getattr(getattr(model, model.base_model_prefix, None), "get_classifier", None)
+    heads = get_classifier() if get_classifier is not None else ()
+    for head in heads if isinstance(heads, tuple) else (heads,):  # a distilled model has two
+        yield from head.parameters()
 
 
 def _held(parameter: torch.Tensor) -> torch.Tensor:
