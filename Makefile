@@ -1,6 +1,6 @@
 # Everything runs in .venv, which `make venv` creates; the system's Python is only asked to make it.
 .DEFAULT_GOAL := help
-.PHONY: help venv demo cards demo-settings bench bench-check gpu-check study data test test-quantised test-deepspeed test-timm test-floor test-newest test-versions test-all quality style clean
+.PHONY: help venv demo cards demo-settings bench bench-check gpu-check study data test test-quantised test-deepspeed test-torchvision test-floor test-newest test-versions test-all quality style clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -90,10 +90,10 @@ test-quantised: $(QUANTISED)/.installed  ## run the tests that need torchao and 
 test-deepspeed: $(DEEPSPEED)/.installed  ## run the tests that need DeepSpeed (a quarter of an hour)
 	PYTHONPATH=$(abspath $(DEEPSPEED)) $(PYTEST) tests/distributed/test_zero.py tests/distributed/test_killed.py tests/programs/test_footprint.py -k zero
 
-test-timm: $(STAMP)  ## run the tests of timm's models, in an environment with torchvision (several GB)
-	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(VENV)/timm
-	$(BIN)/uv pip install --quiet --python $(VENV)/timm/bin/python --constraint constraints.txt torchvision timm pytest --editable .
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VENV)/timm/bin/python -m pytest tests/scripts/test_timm.py
+test-torchvision: $(STAMP)  ## run the tests that need torchvision (timm, Qwen2-VL) in an environment of their own (several GB)
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(VENV)/torchvision
+	$(BIN)/uv pip install --quiet --python $(VENV)/torchvision/bin/python --constraint constraints.txt torchvision timm --editable '.[test]'
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VENV)/torchvision/bin/python -m pytest tests/scripts/test_timm.py tests/trainer/test_vision_language.py
 
 test-floor: $(FLOOR)/.installed  ## run the Trainer's tests with the lowest versions that are allowed
 	PYTHONPATH=$(abspath $(FLOOR)) $(PYTEST) $(FLOOR_TESTS) -k "not sigterm and not killed"

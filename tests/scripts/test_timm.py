@@ -1,4 +1,4 @@
-"""Models of timm in the program for images, where timm and torchvision load: `make test-timm`."""
+"""Models of timm in the program for images, where timm and torchvision load: `make test-torchvision`."""
 
 import json
 
@@ -8,7 +8,7 @@ import torch
 from tests.caches import set_caches
 from tests.models import max_difference
 
-timm = pytest.importorskip("timm", reason="`make test-timm` has timm", exc_type=ImportError)
+timm = pytest.importorskip("timm", reason="`make test-torchvision` has timm", exc_type=ImportError)
 
 from transformers import AutoModelForImageClassification, TimmWrapperConfig, TimmWrapperForImageClassification  # noqa
 

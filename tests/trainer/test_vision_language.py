@@ -152,7 +152,9 @@ def slow(build, *marks):
     return pytest.param(build, marks=[pytest.mark.slow, *marks], id=build.__name__)
 
 
-without_videos = pytest.mark.skipif(find_spec("torchvision") is None, reason="its processor of videos wants torchvision")
+without_videos = pytest.mark.skipif(
+    find_spec("torchvision") is None, reason="its processor of videos wants torchvision"
+)
 
 
 @pytest.mark.parametrize("build", [pytest.param(llava, id="llava"), slow(idefics3), slow(qwen2_vl, without_videos)])
@@ -170,13 +172,18 @@ def test_the_language_part_alone_is_perturbed(tmp_path):
     perturbed = set()
 
     class Look(TrainerCallback):
+        def at(self, trainer):
+            self.trainer = trainer
+
         def on_step_end(self, args, state, control, model, **kwargs):
             targets = {id(target) for target in self.trainer._lookbehind.targets}
             perturbed.update(n for n, p in model.named_parameters() if id(p) in targets)
 
     look = Look()
     config = dict(k=1, rho=0.05, target_parameters=[r"language_model|lm_head"])
-    trainer = train(tmp_path, llava, config, callbacks=[look], before=lambda trainer: setattr(look, "trainer", trainer))
+    trainer = train(
+        tmp_path, llava, config, callbacks=[look], before=lambda trainer: setattr(look, "trainer", trainer)
+    )
     trained = {n for n, p in trainer.model.named_parameters() if p.requires_grad}
     assert perturbed == {n for n in trained if "language_model" in n or "lm_head" in n}
     assert any("vision_tower" in n for n in trained - perturbed)
