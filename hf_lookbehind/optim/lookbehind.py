@@ -329,6 +329,8 @@ class Lookbehind:
     def _ascend(self) -> None:
         if not self._now.is_open:
             self._buffers.save("slow")
+            if self._now.has_fast_weights:
+                self._buffers.save("fast")  # phi_0 is phi; not from the slow ones, which may lie on the CPU
             self._now.is_open = True
         if not self._now.readings.is_finite:
             return  # this process waits for the others to learn of it
@@ -346,8 +348,6 @@ class Lookbehind:
         now.goes_on = self._average_gradients()
         if not now.goes_on:
             return
-        if i == 1:
-            self._buffers.copy("fast", "slow")  # phi_0 is phi
         with self._buffers.exchanged("fast"):
             self._lookout.descend(now.readings, descend)
         if i == 1 and now.plan.k > 2 and now.plan.alpha in ADAPTIVE_ALPHAS:

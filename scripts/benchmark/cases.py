@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     ViTConfig,
@@ -79,6 +81,19 @@ def llama(hidden: int = 96, layers: int = 4, batch: int = 8, tokens: int = 32) -
     return model, {"input_ids": ids, "labels": ids}
 
 
+def vit_base(batch: int = 64, labels: int = 1000) -> tuple[nn.Module, Inputs]:
+    """ViT-B/16: 86M parameters, 197 tokens an image."""
+    sizes: dict[str, Any] = {"num_labels": labels}
+    inputs = {"pixel_values": torch.randn(batch, 3, 224, 224), "labels": torch.arange(batch) % labels}
+    return ViTForImageClassification(ViTConfig(**sizes)), inputs
+
+
+def gpt2(batch: int = 1, tokens: int = 128) -> tuple[nn.Module, Inputs]:
+    """GPT-2: 124M parameters."""
+    ids = torch.randint(50257, (batch, tokens))
+    return GPT2LMHeadModel(GPT2Config()), {"input_ids": ids, "labels": ids}
+
+
 def lora() -> tuple[nn.Module, Inputs]:
     from peft import LoraConfig, get_peft_model  # an optional dependency
 
@@ -94,11 +109,13 @@ class Case:
         label: for the reader.
         build: makes both, from torch's global generator.
         needs: a package that may be missing; the case is then left out.
+        is_large: takes minutes and gigabytes on a CPU; the case runs where it is named only.
     """
 
     label: str
     build: Callable[[], tuple[nn.Module, Inputs]]
     needs: str | None = None
+    is_large: bool = False
 
     @property
     def is_available(self) -> bool:
@@ -112,6 +129,8 @@ CASES = {
     "bert-tiny-batch": Case("BERT, 6 layers, batch of 4 x 16 tokens", lambda: bert(batch=4, tokens=16)),
     "lm": Case("Llama, 4 layers", llama),
     "lora": Case("Llama, 4 layers, LoRA", lora, needs="peft"),
+    "vit-base": Case("ViT-B/16, two images", lambda: vit_base(batch=2), is_large=True),
+    "gpt2": Case("GPT-2, one sequence of 128", gpt2, is_large=True),
 }
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, ViTConfig, ViTForImageClassification
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from hf_lookbehind.scripts.benchmark.cases import Inputs, Workload, bert, llama, vit
+from hf_lookbehind.scripts.benchmark.cases import Inputs, Workload, bert, llama, vit, vit_base
 
 
 class Unclocked(Workload):
@@ -36,13 +36,6 @@ class MeasuredModel:
 
     def workload(self, device: str, autocast: torch.dtype | None) -> Workload:
         return Unclocked(self.build, device=device, autocast=autocast)
-
-
-def vit_base(batch: int = 64) -> tuple[nn.Module, Inputs]:
-    """ViT-B/16: 86M parameters, 197 tokens an image."""
-    labels: dict[str, Any] = {"num_labels": 1000}
-    model = ViTForImageClassification(ViTConfig(**labels))
-    return model, {"pixel_values": torch.randn(batch, 3, 224, 224), "labels": torch.arange(batch) % 1000}
 
 
 def bert_base(batch: int = 32, tokens: int = 128) -> tuple[nn.Module, Inputs]:

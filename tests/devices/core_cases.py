@@ -5,6 +5,8 @@ import random
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from hf_lookbehind import Lookbehind, LookbehindConfig
 from hf_lookbehind.optim import readings
@@ -247,6 +249,27 @@ def test_an_error_in_any_pass_leaves_the_slow_weights(device, failing):
         work.step(closure)
     assert max_difference(work.model, phi) == 0.0
     assert all(p.grad is None for p in work.model.parameters())
+
+
+@pytest.mark.parametrize(("alpha", "reads"), [(1.0, 0), (0.5, 1)])
+def test_slow_weights_on_the_cpu_are_written_once_and_read_where_alpha_wants_them(device, alpha, reads):
+    work, copies = Work(device, {"k": 3, "alpha": alpha, "offload_buffers": True}, dtype=torch.float32), []
+
+    class Copies(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor) and t.ndim]
+            name = func.overloadpacket.__name__
+            if name == "_foreach_copy_" and len({t.device.type for t in tensors}) > 1:
+                copies.append("written" if tensors[0].device.type == "cpu" else "read")
+            if name == "_to_copy" and tensors and torch.device(kwargs.get("device", "cpu")).type == device.type:
+                copies.append("read")
+            return func(*args, **(kwargs or {}))
+
+    work.step()
+    with Copies():
+        work.step()
+    assert copies.count("written") == 1
+    assert copies.count("read") == reads * len(work.lookbehind.targets)
 
 
 def test_masks_are_replayed_on_the_devices_own_generator(device):
