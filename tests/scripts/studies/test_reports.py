@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from hf_lookbehind.scripts.studies import grpo
 from hf_lookbehind.scripts.studies.__main__ import main
 
 ROOT = Path(__file__).parents[3]
@@ -27,9 +28,18 @@ def sections(page: str) -> list[tuple[Path, str]]:
     return [pytest.param(path, part, id=part.split("\n")[0]) for part in parts if "REPORT.md" in part]
 
 
-@pytest.mark.parametrize("page, section", [*sections("docs/when.md"), *sections("README.md")])
+@pytest.mark.parametrize(
+    "page, section", [*sections("docs/when.md"), *sections("README.md"), *sections("docs/trl.md")]
+)
 def test_means_and_intervals_of_a_section_are_those_of_the_reports_that_it_names(page, section):
     reports = "".join((page.parent / path).read_text() for path in re.findall(r"\(([\w/]+/REPORT.md)\)", section))
     numbers = re.findall(r"\d+\.\d+ \+- \d+\.\d+|[+-]?\d+\.\d+ \[[^\]]+\]", section)
     assert numbers
     assert [number for number in numbers if number not in reports] == []
+
+
+def test_the_report_on_grpo_is_that_of_its_runs(tmp_path):
+    committed = ROOT / "docs" / "studies" / "grpo"
+    shutil.copy(committed / "rewards.jsonl", tmp_path)
+    grpo.main(["--output_dir", str(tmp_path), "--report_only"])
+    assert (tmp_path / "REPORT.md").read_text("utf-8") == (committed / "REPORT.md").read_text("utf-8")
