@@ -34,7 +34,7 @@ CHARACTERS = "0123456789+="
 SUMS = list(itertools.product(range(10), repeat=3))
 TAUGHT, STEPS, LAST = 100, 150, 30
 METHODS = {"AdamW": dict(k=0), "SAM": dict(k=1), "Lookbehind-SAM": dict(k=2)}
-LEARNING_RATES, RHOS = (1e-4, 3e-4), (0.002, 0.01)
+LEARNING_RATES, RHOS = (1e-4, 3e-4), (0.002, 0.01)  # 0.05 was tried first, with SAM alone
 TUNING_SEEDS, SEEDS = (100,), (0, 1, 2, 3, 4)
 
 
