@@ -43,6 +43,7 @@ PROGRAMS = {
     "clm": Entry(
         "run_clm", "fine-tune a causal language model, or train a new one", heads=("LMHeadModel", "ForCausalLM")
     ),
+    "sft": Entry("run_sft", "fine-tune a language model on conversations or completions, with TRL"),
     "seq2seq": Entry(
         "run_seq2seq",
         "fine-tune an encoder-decoder model: summaries, translations, any texts to texts",

@@ -40,7 +40,8 @@ def test_two_processes_of_a_script_equal_one(tmp_path, name):
     assert_two_equal_one(tmp_path / "two", tmp_path / "one")
 
 
-@pytest.mark.parametrize("name", [name if name == "ddp" else pytest.param(name, marks=slow) for name in SCRIPTS])
+@slow
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_two_processes_of_a_script_under_torchrun_equal_one(tmp_path, name):
     script = write(tmp_path, name)
     launch.run_script(script, tmp_path / "one")

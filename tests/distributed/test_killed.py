@@ -11,7 +11,7 @@ from tests.distributed import fsdp_workers, zero
 from tests.models import max_difference
 from tests.processes import TIMEOUT, run_group, start_group
 
-KILLS, STEPS = 10, 30
+KILLS, STEPS = 10, 40
 
 pytestmark = pytest.mark.slow
 
@@ -27,13 +27,12 @@ def test_ten_kills_under_zero_3_leave_no_trace(tmp_path):
 
 def _assert_no_trace(to_the_end, folder):
     """`to_the_end(folder, steps)` trains from the last complete checkpoint; gives the weights and the steps done."""
-    began = time.monotonic()
     expected = run_group(to_the_end, folder / "whole", STEPS)
-    step = (time.monotonic() - began) / STEPS
+    step = (time.time() - (folder / "whole" / "begun-0").stat().st_mtime) / STEPS
     folder, draw, reached = folder / "killed", random.Random(0), []
     folder.mkdir()
     for _ in range(KILLS):
-        assert _killed_after(to_the_end, folder, draw.uniform(0, 3 * step)) == [-9, -9]
+        assert _killed_after(to_the_end, folder, draw.uniform(0, 2 * step)) == [-9, -9]
         reached.append(last_complete_checkpoint(folder))
     assert len(set(reached)) > 3, reached
     for (weights, done), (whole, _) in zip(run_group(to_the_end, folder, STEPS), expected, strict=True):

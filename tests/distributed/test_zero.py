@@ -190,29 +190,36 @@ runpy.run_module(sys.argv[0], run_name="__main__")
 
 
 IMAGES = "run_image_classification --dataset_name digits --max_train_samples 64 --augmentation none"
-TEXTS = "run_clm --train_file text.txt --vocab_size 300 --block_size 32 --config_overrides "
-TEXTS += "n_embd=16,n_layer=1,n_head=2,resid_pdrop=0,embd_pdrop=0,attn_pdrop=0"
-FLAGS = "--train_val_split 0 --k 2 --rho 0.02 --alpha adaptive --learning_rate 1e-3 --max_steps 4 --save_strategy no "
-FLAGS += "--gradient_accumulation_steps 2 --use_cpu --output_dir out --per_device_train_batch_size"
+TEXTS = "run_clm --train_file text.txt --block_size 32"
+NEW = {
+    IMAGES: "--config_overrides hidden_size=16,num_hidden_layers=2,num_attention_heads=2,intermediate_size=32",
+    TEXTS: "--vocab_size 300 --config_overrides n_embd=16,n_layer=1,n_head=2,resid_pdrop=0,embd_pdrop=0,attn_pdrop=0",
+}
+COMMON = "--train_val_split 0 --save_strategy no --gradient_accumulation_steps 2 --use_cpu --learning_rate 1e-3 "
+# with the epsilon of AdamW, a gradient of zero but for rounding would move its weight by the whole learning rate
+ITERATE = "--k 2 --rho 0.02 --alpha adaptive --max_steps 4 --adam_epsilon 1e-3 --model_name_or_path ../new"
 
 
 @pytest.mark.parametrize("name", ["zero2", "zero3"])
 @pytest.mark.parametrize("program", [IMAGES, TEXTS], ids=["images", "texts"])
 def test_the_programs_under_the_launcher_with_a_ready_config(tmp_path, name, program):
-    module, *flags = f"{program} {FLAGS}".split()
-    two, one = tmp_path / "two", tmp_path / "one"
-    for folder in (two, one):
+    two, one, new = (tmp_path / folder for folder in ("two", "one", "new"))
+    for folder in (two, one, new):
         folder.mkdir()
         (folder / "text.txt").write_text(inspect.getsource(inspect), encoding="utf-8")
         (folder / "on_cpu.py").write_text(ON_CPU, encoding="utf-8")
+    module, *flags = f"{program} {COMMON}".split()
+    alone = [sys.executable, "-m", f"hf_lookbehind.scripts.{module}", *flags]
+    run({new: [*alone, *NEW[program].split(), "--max_steps", "1", "--output_dir", "."]}, PYTHONPATH=str(ROOT))
+    flags += [*ITERATE.split(), "--output_dir", "out", "--per_device_train_batch_size"]
     config = ROOT / "scripts" / "recipes" / "accelerate" / f"{name}.yaml"
-    launch = ["accelerate", "launch", "--config_file", str(config), "--num_processes", "2", "on_cpu.py"]
-    module = f"hf_lookbehind.scripts.{module}"
+    launch = ["accelerate", "launch", "--config_file", str(config), "--num_processes", "2", "on_cpu.py", alone[2]]
     state = ["--accelerator_config", '{"use_configured_state": true}']
     paths = os.pathsep.join([str(ROOT), os.environ["PYTHONPATH"]])
-    run({two: [*launch, module, *flags, "2", *state]}, PYTHONPATH=paths, DS_ACCELERATOR="cpu")
-    run({one: [sys.executable, "-m", module, *flags, "4"]}, PYTHONPATH=str(ROOT))
+    run({two: [*launch, *flags, "2", *state]}, PYTHONPATH=paths, DS_ACCELERATOR="cpu")
+    run({one: [*alone[:3], *flags, "4"]}, PYTHONPATH=str(ROOT))
     results = json.loads((two / "out" / "all_results.json").read_text(encoding="utf-8"))
     assert results["train_engine"] == name.replace("zero", "ZeRO-") and results["train_processes"] == 2
     found, expected = (load_file(folder / "out" / "model.safetensors") for folder in (two, one))
     assert max_difference({name: found[name] for name in expected}, expected) <= ROUNDING
+    assert max_difference({name: load_file(new / "model.safetensors")[name] for name in expected}, expected) > 1e-4
