@@ -181,6 +181,11 @@ def build_model(auto_class: Any, args: ModelArguments, config: PreTrainedConfig)
             raise
 
 
+def is_cut() -> bool:
+    """Whether a model is loaded in parts, as under ZeRO-3, so that before its engine there is no forward to try."""
+    return is_deepspeed_zero3_enabled()
+
+
 @torch.no_grad()
 def try_out(model: PreTrainedModel, batch: Mapping[str, torch.Tensor], args: ModelArguments) -> None:
     """One forward pass, before anything is written. It leaves no trace: no dropout, no random numbers drawn.
@@ -190,8 +195,8 @@ def try_out(model: PreTrainedModel, batch: Mapping[str, torch.Tensor], args: Mod
     Raises:
         InputError: the model cannot take such examples.
     """
-    if is_deepspeed_zero3_enabled():
-        return  # the weights are cut, and no engine gathers them yet
+    if is_cut():
+        return
     problem = getattr(model.config, "problem_type", None)
     flag = next((f for f in ("model_name_or_path", "config_overrides", "config_name") if getattr(args, f)), None)
     training = model.training
