@@ -12,14 +12,15 @@ FLOOR := $(VENV)/floor
 NEWEST := $(VENV)/newest
 # What of the lowest versions is quick to install; torch and other large ones are rows of `make test-versions`.
 LIGHT := transformers|tokenizers|accelerate|huggingface-hub|httpx|httpcore|h11|anyio|peft|datasets|dill|multiprocess|fsspec|evaluate|safetensors|filelock|jinja2|pyyaml|tqdm|packaging
-FLOOR_TESTS := $(patsubst %,tests/trainer/test_%.py,against_plain intact resume side_effects weights)
+FLOOR_TESTS := $(patsubst %,tests/trainer/test_%.py,against_plain resume side_effects weights)
 # beside the newest transformers it waits for a PEFT that is not there yet
 FLOOR_TESTS += tests/trainer/test_peft.py::test_adapters_that_transformers_adds_itself
 # pip brings torch, by the settings that a machine has for it (an index of CPU builds); uv the rest, in a third of the time.
 INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python
 SOURCES := hf_lookbehind scripts tests
 # One thread per process: processes that share cores and thread pools slow each other down many times over.
-PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2
+# Three workers on two cores: many tests wait for processes of theirs.
+PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 3
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16

@@ -16,7 +16,11 @@ pytestmark = pytest.mark.skipif(Version(torch.__version__) < Version("2.7"), rea
 
 @pytest.mark.parametrize(
     ("model_name", "world", "replicas"),
-    [("vit", 2, 1), ("mlp", 3, 1), pytest.param("vit", 4, 2, marks=pytest.mark.slow)],
+    [
+        pytest.param("vit", 2, 1, marks=pytest.mark.slow),
+        ("mlp", 3, 1),
+        pytest.param("vit", 4, 2, marks=pytest.mark.slow),
+    ],
 )
 def test_core_on_shards_equals_core_on_whole_parameters(model_name, world, replicas):
     auto = {f"{ascent}, auto": dict(k=2, rho="auto", ascent=ascent) for ascent in RHO}

@@ -27,6 +27,7 @@ def expected(tmp_path_factory):
     return {name: weights for name, (weights, *_) in results.items()}
 
 
+@pytest.mark.slow
 def test_every_method_equals_one_process(ranks, expected):
     for found in ranks:
         for name, weights in found["methods"].items():

@@ -32,8 +32,10 @@ def memory_bytes(folder, task):
     [
         # a task is 12 steps of 3 forwards; a checkpoint is saved at steps 5 and 10
         (3, 24, dict(replay="reservoir", scenario="domain", keep_optimizer=True)),
-        (3, 35, dict(replay="agem")),
-        (1, 2, dict(replay="none", scenario="task")),  # before there is any checkpoint
+        pytest.param(3, 35, dict(replay="agem"), marks=pytest.mark.slow),
+        pytest.param(
+            1, 2, dict(replay="none", scenario="task"), marks=pytest.mark.slow
+        ),  # before there is any checkpoint
     ],
 )
 def test_killed_in_a_task_and_resumed_equals_uninterrupted(tmp_path, task, forward, settings):

@@ -73,6 +73,7 @@ def test_in_one_process_it_is_what_live_tensors_take(one_process, name):
     assert one_process["alone", name] == pytest.approx(formula("ddp", 1, *CASES[name]), rel=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
 def test_in_two_processes_it_is_what_live_tensors_take(two_processes, engine, name):

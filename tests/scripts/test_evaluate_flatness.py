@@ -150,6 +150,7 @@ def test_what_was_measured_before_the_end_is_kept(models, tmp_path, monkeypatch,
     assert json.loads((out / "run_status.json").read_text())["exit_code"] == exit_code
 
 
+@pytest.mark.slow
 def test_two_processes_find_what_one_does(models, measured, tmp_path):
     flags = [str(models / "k2"), *WHAT[:-2], "--per_device_eval_batch_size", "4", *DATA]
     assert run_group(main, [*flags, "--output_dir", str(tmp_path)]) == [0, 0]

@@ -260,6 +260,7 @@ def outcome(folder, batch, accumulation):
     return [*losses, results.metrics["eval_perplexity"]], results.trainer.model.state_dict()
 
 
+@pytest.mark.slow
 def test_one_window_however_it_is_divided(tmp_path, monkeypatch):
     """The same losses, weights and perplexity; the number of tokens is that of the window in every pass."""
     written(tmp_path, a=FIRST + SECOND)

@@ -181,6 +181,7 @@ def searches_apart(folder):
     return outcomes
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the best settings lie on the edge")
 def test_the_main_process_decides_what_is_left_of_a_search(tmp_path, monkeypatch):
     with ended_in_training(3, interrupt, monkeypatch), pytest.raises(KeyboardInterrupt):

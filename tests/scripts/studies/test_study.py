@@ -122,6 +122,7 @@ def finished(killed) -> tuple[Path, Path, str]:
     return study, output, said
 
 
+@pytest.mark.slow
 def test_a_study_that_is_killed_goes_on_without_losing_or_repeating_a_run(killed, finished):
     before, (_, output, said) = killed[2], finished
     done = before[: before.rfind(b"\n") + 1]
@@ -130,6 +131,7 @@ def test_a_study_that_is_killed_goes_on_without_losing_or_repeating_a_run(killed
     assert len(re.findall(r"^\[", said, re.MULTILINE)) == TUNING_RUNS + REPORT_RUNS - done.count(b"\n")
 
 
+@pytest.mark.slow
 def test_every_run_is_recorded_once_with_its_settings_measures_and_gradients(finished):
     _, output, _ = finished
     found = records(output)
@@ -145,12 +147,14 @@ def test_every_run_is_recorded_once_with_its_settings_measures_and_gradients(fin
     assert {record["budget"] for record in found if record["method"] == "sam"} == {"steps"}
 
 
+@pytest.mark.slow
 def test_only_the_prepared_model_is_kept(finished):
     _, output, _ = finished
     assert len(list((output / "prepared").iterdir())) == 1
     assert not (output / "working").exists()
 
 
+@pytest.mark.slow
 def test_the_report_holds_means_differences_and_figures_of_the_recorded_runs(finished):
     _, output, _ = finished
     text, found = (output / "REPORT.md").read_text(), records(output)
@@ -173,6 +177,7 @@ def test_the_report_holds_means_differences_and_figures_of_the_recorded_runs(fin
     assert "noise-clean-gradients.png" in text and "cost-clean.png" in text
 
 
+@pytest.mark.slow
 def test_the_tuner_chooses_the_best_mean_and_its_edges_are_reported(finished):
     study, output, _ = finished
     tuned = [r for r in records(output) if (r["method"], r["phase"], r["budget"]) == ("plain", "tuning", "steps")]
@@ -255,6 +260,7 @@ def with_edited_runs(finished: tuple[Path, Path, str], folder: Path, edit_run: C
     return (folder / "REPORT.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_run_that_diverged_is_counted_and_left_out_of_the_means(finished, tmp_path):
     def diverge(record: dict) -> dict:
         if record["method"] == "sam" and record["seed"] == 0:
@@ -270,6 +276,7 @@ def test_a_run_that_diverged_is_counted_and_left_out_of_the_means(finished, tmp_
     assert row.rstrip(" |").endswith("1") and "diverged" in text
 
 
+@pytest.mark.slow
 def test_claims_are_the_intervals_that_leave_out_0_with_the_right_sign(finished, tmp_path):
     def separate(record: dict) -> dict:
         is_sam, wobble = record["method"] == "sam", record["seed"] / 500
@@ -287,6 +294,7 @@ def test_claims_are_the_intervals_that_leave_out_0_with_the_right_sign(finished,
     assert "4 of 6 intervals leave out 0" in text
 
 
+@pytest.mark.slow
 def test_the_share_of_a_gain_that_is_kept_is_reported_where_the_gain_is_clear(finished, tmp_path):
     _, output, _ = finished
     # the same trainings, of which two are told apart by name alone
@@ -311,6 +319,7 @@ def test_the_share_of_a_gain_that_is_kept_is_reported_where_the_gain_is_clear(fi
     assert len(rows) == 2 and cells == ["half", "1.00 [1.00, 1.00]", "gain unclear", "1.00 [1.00, 1.00]"]
 
 
+@pytest.mark.slow
 def test_what_is_better_when_lower_is_tuned_downwards(finished, tmp_path):
     _, output, _ = finished
     study = read_study(write(tmp_path, STUDY | {"select": "eval_loss"}))
@@ -319,6 +328,7 @@ def test_what_is_better_when_lower_is_tuned_downwards(finished, tmp_path):
     assert chosen.best == min(tuned, key=lambda r: r["metrics"]["eval_loss"])["settings"]
 
 
+@pytest.mark.slow
 def test_further_metrics_and_the_grids_of_the_tuning_are_reported_and_drawn(finished, tmp_path, monkeypatch):
     _, output, _ = finished
     more = {"also": ["test_loss"], "curve": {"xlabel": "step", "metrics": ["eval_loss", "test_loss"]}}
@@ -352,6 +362,7 @@ def test_further_metrics_and_the_grids_of_the_tuning_are_reported_and_drawn(fini
     assert grid.scores == [[pytest.approx(100 * (tuned["sam"] - plain))]]
 
 
+@pytest.mark.slow
 def test_a_finished_study_trains_nothing_again_and_its_report_comes_from_the_file_alone(finished, monkeypatch):
     study, output, _ = finished
     before, text = (output / "runs.jsonl").read_bytes(), (output / "REPORT.md").read_text()
@@ -365,6 +376,7 @@ def test_a_finished_study_trains_nothing_again_and_its_report_comes_from_the_fil
     assert (output / "runs.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_half_written_line_is_cut_off_and_its_run_alone_is_repeated(finished, tmp_path):
     study, output, _ = finished
     copied = tmp_path / "out"
@@ -386,6 +398,7 @@ def test_a_half_written_line_is_cut_off_and_its_run_alone_is_repeated(finished, 
     )
 
 
+@pytest.mark.slow
 def test_an_edited_study_trains_what_is_new_and_keeps_the_rest_apart(finished, tmp_path):
     _, output, _ = finished
     other = copy.deepcopy(STUDY)
@@ -414,6 +427,7 @@ def test_two_studies_side_by_side_have_folders_of_their_own(tmp_path, monkeypatc
     assert folders == ["runs/studies/one", "runs/studies/two"]
 
 
+@pytest.mark.slow
 def test_a_second_process_on_one_study_is_refused(finished):
     study, output, _ = finished
     with hold(output):
