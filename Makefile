@@ -19,8 +19,7 @@ FLOOR_TESTS += tests/trainer/test_peft.py::test_adapters_that_transformers_adds_
 INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python
 SOURCES := hf_lookbehind scripts tests
 # One thread per process: processes that share cores and thread pools slow each other down many times over.
-# Three workers on two cores: many tests wait for processes of theirs.
-PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 3
+PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
