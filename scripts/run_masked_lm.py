@@ -25,7 +25,7 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any
 
-from transformers import AutoModelForMaskedLM, BertConfig, PreTrainedConfig, PreTrainedModel, default_data_collator
+from transformers import AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel, default_data_collator
 
 from hf_lookbehind import InputError
 from hf_lookbehind.programs import evaluation
@@ -41,6 +41,7 @@ from hf_lookbehind.programs.data.corpus import with_tokenizer
 from hf_lookbehind.programs.data.epochs import EpochCallback
 from hf_lookbehind.programs.models import loading
 from hf_lookbehind.programs.models.adapters import with_adapters
+from hf_lookbehind.programs.models.small_bert import small_bert
 from hf_lookbehind.programs.models.tokenization import TextModelArguments
 from hf_lookbehind.programs.program import Program
 from hf_lookbehind.programs.task import Task
@@ -68,19 +69,7 @@ def new_config(args: Arguments, tokenizer: Any) -> PreTrainedConfig:
     """A small BERT, whose tokenizer learns of a mask if it knows none."""
     if tokenizer.mask_token is None:
         tokenizer.add_special_tokens({"mask_token": "<mask>"})
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=128,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        intermediate_size=512,
-        # about 1/sqrt(hidden_size): with the 0.02 of large models so small a one hardly starts to learn
-        initializer_range=0.1,
-        max_position_embeddings=args.data.block_size or NEW_POSITIONS,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    loading.override(config, args.model.config_overrides)
-    return config
+    return small_bert(tokenizer, args.data.block_size or NEW_POSITIONS, args.model.config_overrides)
 
 
 def prepare(args: Arguments) -> Task:

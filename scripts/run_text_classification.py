@@ -35,7 +35,6 @@ import numpy as np
 from datasets import Dataset
 from transformers import (
     AutoModelForSequenceClassification,
-    BertConfig,
     DataCollatorWithPadding,
     PreTrainedConfig,
     PreTrainedModel,
@@ -51,6 +50,7 @@ from hf_lookbehind.programs.data.texts import TextDataArguments
 from hf_lookbehind.programs.models import loading
 from hf_lookbehind.programs.models.adapters import with_adapters
 from hf_lookbehind.programs.models.loading import A_NUMBER, MANY_LABELS, ONE_LABEL
+from hf_lookbehind.programs.models.small_bert import small_bert
 from hf_lookbehind.programs.models.tokenization import TextModelArguments, fewest_tokens
 from hf_lookbehind.programs.program import Program
 from hf_lookbehind.programs.task import Task
@@ -152,19 +152,7 @@ def choose_metrics(problem: str, names: list[str], num_classes: int) -> evaluati
 
 def new_config(args: Arguments, tokenizer: Any) -> PreTrainedConfig:
     """A small BERT."""
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=128,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        intermediate_size=512,
-        # about 1/sqrt(hidden_size): with the 0.02 of large models so small a one hardly starts to learn
-        initializer_range=0.1,
-        max_position_embeddings=LONGEST,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    loading.override(config, args.model.config_overrides)
-    return config
+    return small_bert(tokenizer, LONGEST, args.model.config_overrides)
 
 
 def prepare(args: Arguments) -> Task:
