@@ -1,5 +1,6 @@
 """What holds for all tests: what takes most of the time of a tiny training, and changes nothing of it, is left out."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -42,3 +43,13 @@ def unabridged(request, monkeypatch):
             monkeypatch.setattr(f"{module}.rehearse", rehearse)
     if request.node.get_closest_marker("drawn"):
         monkeypatch.setattr(Figure, "savefig", SAVE)
+
+
+@pytest.fixture(autouse=True)
+def no_launcher():
+    """Children of later tests would take for a launcher's what `TrainingArguments(fsdp=...)` leaves behind."""
+    before = {*os.environ}
+    yield
+    for name in {*os.environ} - before:
+        if name.startswith(("ACCELERATE_", "FSDP_")):
+            del os.environ[name]
