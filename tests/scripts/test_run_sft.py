@@ -108,7 +108,7 @@ BAD_INPUT = {
     "no completion": ([ROW, {"prompt": "a", "completion": None}], [], TEMPLATE, "row 1 of"),
     "no content": ([{"messages": [{"role": "user"}]}], [], TEMPLATE, "a list of messages with role and content"),
     "no template": ([{"messages": CHAT}], [], None, "the tokenizer has no chat template"),
-    "late": ([{"messages": CHAT}] * 2, [], LATE, "the chat template writes a message differently when others follow"),
+    "late": ([{"messages": CHAT}], [], LATE, "the chat template writes a message differently when others follow"),
 }  # fmt: skip
 
 

@@ -21,7 +21,7 @@ def read_json(path: Path) -> Iterator[pa.Table]:
         ValueError: names the line that is no JSON, or says what the file holds instead of rows.
     """
     with path.open(encoding="utf-8-sig") as file:
-        rows = _lines(file) if _is_of_lines(file) else iter(_rows_of(json.load(file)))
+        rows = _lines(file) if _is_of_lines(file, path.suffix.lower() == ".jsonl") else iter(_rows_of(json.load(file)))
         chunks = []
         while batch := list(islice(rows, ROWS_AT_ONCE)):
             names = dict.fromkeys(chain.from_iterable(batch))
@@ -43,14 +43,14 @@ def unmixed(values: Sequence[Mapping[str, str] | None]) -> list[Any]:
 # ---- rows ----
 
 
-def _is_of_lines(file: TextIO) -> bool:
-    """Whether the first line is an object of its own, and not the last."""
+def _is_of_lines(file: TextIO, is_named_so: bool) -> bool:
+    """Whether the first line is an object of its own, and not the last, which in .json may be a list per column."""
     first = next((line for line in file if line.strip()), "")
     try:
         is_object = isinstance(json.loads(first), dict)
     except json.JSONDecodeError:
         is_object = False  # the document may go on, or be damaged, which reading it tells
-    found = is_object and any(line.strip() for line in file)
+    found = is_object and (is_named_so or any(line.strip() for line in file))
     file.seek(0)
     return found
 
