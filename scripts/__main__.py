@@ -5,18 +5,13 @@ import sys
 from collections.abc import Sequence
 
 from hf_lookbehind.programs.cli import interrupt
-from hf_lookbehind.programs.registry import PROGRAMS
+from hf_lookbehind.programs.registry import PROGRAMS, module_name
 
 
 def usage() -> str:
     width = max(map(len, PROGRAMS))
     programs = "\n".join(f"  {name:{width}}  {entry.what}" for name, entry in PROGRAMS.items())
     return f"usage: hf-lookbehind PROGRAM --flag value ...\n\nprograms:\n{programs}\n\nhf-lookbehind PROGRAM --help"
-
-
-def module_name(program: str) -> str:
-    """The module of a program, whose `main(argv)` is called."""
-    return f"hf_lookbehind.scripts.{PROGRAMS[program].module}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -63,9 +63,8 @@ from hf_lookbehind.programs.cli.running import (
     run_program,
 )
 from hf_lookbehind.programs.models.loading import load_config
-from hf_lookbehind.programs.registry import PROGRAMS, program_of
+from hf_lookbehind.programs.registry import PROGRAMS, module_name, program_of
 from hf_lookbehind.report import format_plus_minus, format_table, plot_accuracy_against_noise
-from hf_lookbehind.scripts.__main__ import module_name
 from hf_lookbehind.trainer.flatness import measured_batches, metric_of, metrics_on, rated_by
 
 PLAIN = LookbehindConfig(k=0)

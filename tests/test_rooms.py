@@ -9,7 +9,19 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "hf_lookbehind"
 # From the ground up: a room imports only itself and what stands before it. The same holds in programs/.
-ROOMS = ["config", "tensors", "optim", "measures", "report", "hub", "trainer", "lightning", "lifelong", "programs"]
+ROOMS = [
+    "config",
+    "tensors",
+    "optim",
+    "measures",
+    "report",
+    "hub",
+    "trainer",
+    "lightning",
+    "lifelong",
+    "programs",
+    "compare",
+]
 PROGRAMS = "registry footprint cli evaluation models data task sft streams tuning parts card checks program".split()
 HEAVY = {"torch", "transformers", "accelerate", "datasets", "evaluate", "sklearn", "matplotlib", "numpy", "PIL"}
 # Of the heavy libraries, what a room may import; a room that is not named here may import all of them.

@@ -65,3 +65,8 @@ def program_of(class_name: str) -> str | None:
         if class_name.endswith(entry.heads):
             return name
     return None
+
+
+def module_name(program: str) -> str:
+    """The module of a program, whose `main(argv)` is called."""
+    return f"hf_lookbehind.scripts.{PROGRAMS[program].module}"

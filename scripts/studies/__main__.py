@@ -33,13 +33,24 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hf_lookbehind import InputError
+from hf_lookbehind.compare.comparison import Comparison
+from hf_lookbehind.compare.reading import read_study
+from hf_lookbehind.compare.report import write_report
+from hf_lookbehind.compare.study import Study
 from hf_lookbehind.programs.cli.lock import hold
 from hf_lookbehind.programs.cli.paths import check_folder_to_write
 from hf_lookbehind.programs.cli.running import OneLineParser, run_program
-from hf_lookbehind.scripts.studies.comparison import Comparison
-from hf_lookbehind.scripts.studies.reading import find_study, read_study
-from hf_lookbehind.scripts.studies.report import write_report
-from hf_lookbehind.scripts.studies.study import Study
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+def find_study(given: str) -> Path:
+    """A file, or one that comes with the programs: `rho.yaml`."""
+    for path in (Path(given), RECIPES / given):
+        if path.is_file():
+            return path
+    known = ", ".join(sorted(str(path.relative_to(RECIPES)) for path in RECIPES.glob("*.yaml")))
+    raise InputError(f"{given}: there is no such study; those that come with the program: {known}")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

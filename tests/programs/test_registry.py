@@ -4,8 +4,7 @@ import importlib
 
 import pytest
 
-from hf_lookbehind.programs.registry import PROGRAMS, program_of
-from hf_lookbehind.scripts.__main__ import module_name
+from hf_lookbehind.programs.registry import PROGRAMS, module_name, program_of
 
 
 @pytest.mark.parametrize("name", PROGRAMS)

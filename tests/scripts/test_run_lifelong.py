@@ -14,6 +14,7 @@ from transformers import AutoModelForImageClassification
 from transformers.trainer_jit_checkpoint import CheckpointManager
 
 from hf_lookbehind.lifelong import average_accuracy, forgetting
+from hf_lookbehind.programs.registry import module_name
 from hf_lookbehind.scripts import __main__ as command
 from hf_lookbehind.scripts.run_lifelong import main, train
 from hf_lookbehind.scripts.run_lifelong_text import main as main_of_texts
@@ -251,5 +252,5 @@ def test_the_console_command_finds_the_programs(capsys):
     assert command.main(["lifelong", "--k", "-1"]) == 2
     assert "--k=-1 is not allowed" in capsys.readouterr().err
     for program in ("lifelong", "lifelong-text"):
-        module = importlib.import_module(command.module_name(program))
+        module = importlib.import_module(module_name(program))
         assert "--next_domains" in module.PROGRAM.make_parser().format_help()

@@ -23,8 +23,8 @@ from hf_lookbehind.programs.cli.running import (
     quiet_libraries,
     run_program,
 )
+from hf_lookbehind.programs.registry import module_name
 from hf_lookbehind.scripts.__main__ import PROGRAMS as NAMES
-from hf_lookbehind.scripts.__main__ import module_name
 
 
 def program(folder, error, *, start):

@@ -10,12 +10,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_lookbehind import InputError
-from hf_lookbehind.config import LookbehindWarning
-from hf_lookbehind.programs.cli.arguments import is_lower_better
-from hf_lookbehind.programs.tuning.grid import SearchResult, grid_search, widened
-from hf_lookbehind.scripts.studies.runs import Records, Workers, check, train_and_measure
-from hf_lookbehind.scripts.studies.study import DATA, Choices, Method, Run, Study, Trial, length, passes_per_step
+from ..config import InputError, LookbehindWarning
+from ..programs.cli.arguments import is_lower_better
+from ..programs.tuning.grid import SearchResult, grid_search, widened
+from .runs import Records, Workers, check, train_and_measure
+from .study import DATA, Choices, Method, Run, Study, Trial, length, passes_per_step
 
 
 class Comparison:
@@ -61,7 +60,7 @@ class Comparison:
                         jobs = [(run, self.folders, working) for run in missing]
                         self._report(missing, workers.run(_train, jobs))
         except KeyboardInterrupt:
-            print(f"the same command goes on: finished runs are in {self.folder}", file=sys.stderr)
+            sys.stderr.write(f"the same command goes on: finished runs are in {self.folder}\n")
             raise
         finally:
             shutil.rmtree(working, ignore_errors=True)
@@ -127,13 +126,13 @@ class Comparison:
         """Keep and print what comes."""
         for number, ((run, *_), record) in enumerate(outcomes, 1):
             if record is None:
-                print(f"{run}: done", flush=True)
+                _say(f"{run}: done")
                 continue
             self.records.add(record)
             name = self.study.select if record["phase"] == "tuning" else self.study.metric
             value = record["metrics"].get(name)
             said = "diverged" if value is None else f"{name} {value * self.study.scale:.4g}"
-            print(f"[{number}/{len(runs)}] {run}: {said}, {record.get('seconds', 0):.0f} s", flush=True)
+            _say(f"[{number}/{len(runs)}] {run}: {said}, {record.get('seconds', 0):.0f} s")
 
     def plan(self) -> str:
         """How much there is to do, and how long it takes at the speed so far."""
@@ -162,6 +161,11 @@ class Comparison:
         left = sum(value for key, value in cost.items() if key not in self.records.by_key)
         rate = wall / sum(cost[record["key"]] for record in done)
         return [f"about {left * rate / 60 / self.workers:.0f} minutes to go, with {self.workers} workers"]
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
 
 
 def _unique(runs: Iterable[Run]) -> list[Run]:

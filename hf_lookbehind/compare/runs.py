@@ -19,12 +19,12 @@ import torch
 import transformers
 import yaml
 
-from hf_lookbehind import InputError
-from hf_lookbehind.measures import sharpness, weight_noise
-from hf_lookbehind.programs.cli.arguments import is_lower_better
-from hf_lookbehind.scripts.__main__ import module_name
-from hf_lookbehind.scripts.studies.study import Flags, Run, Trial, fill, references
-from hf_lookbehind.trainer.flatness import measured_batches, rated_by
+from ..config import InputError
+from ..measures import sharpness, weight_noise
+from ..programs.cli.arguments import is_lower_better
+from ..programs.registry import module_name
+from ..trainer.flatness import measured_batches, rated_by
+from .study import Flags, Run, Trial, fill, references
 
 # What a study may override. Nothing of a run is kept but its numbers.
 QUIET: Flags = {"save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True, "report_to": "none"}

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from hf_lookbehind import InputError, LookbehindConfig
+from ..config import InputError, LookbehindConfig
 
 Flags = dict[str, Any]
 Trial = dict[str, Any]  # the record of a run that is finished

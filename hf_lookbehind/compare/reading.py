@@ -8,23 +8,13 @@ from typing import Any
 
 import yaml
 
-from hf_lookbehind import InputError
-from hf_lookbehind.programs.cli.running import one_line
-from hf_lookbehind.programs.registry import PROGRAMS
-from hf_lookbehind.scripts.studies.study import BUDGETS, DATA, Choices, Flags, Method, Study, references
+from ..config import InputError
+from ..programs.cli.running import one_line
+from ..programs.registry import PROGRAMS
+from .study import BUDGETS, DATA, Choices, Flags, Method, Study, references
 
-RECIPES = Path(__file__).parent / "recipes"
 TRAINING = [name for name, entry in PROGRAMS.items() if entry.trains]
 CHANGE_PASSES = ("k", "ascent_every", "ascent_fraction")  # settings that decide how many gradients a step takes
-
-
-def find_study(given: str) -> Path:
-    """A file, or one that comes with the programs: `rho.yaml`."""
-    for path in (Path(given), RECIPES / given):
-        if path.is_file():
-            return path
-    known = ", ".join(sorted(str(path.relative_to(RECIPES)) for path in RECIPES.glob("*.yaml")))
-    raise InputError(f"{given}: there is no such study; those that come with the program: {known}")
 
 
 def read_study(path: Path) -> Study:

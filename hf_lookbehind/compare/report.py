@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_lookbehind.programs.cli.arguments import is_lower_better
-from hf_lookbehind.programs.tuning.grid import SearchResult
-from hf_lookbehind.report import (
+from ..programs.cli.arguments import is_lower_better
+from ..programs.tuning.grid import SearchResult
+from ..report import (
     Grid,
     format_plus_minus,
     format_table,
@@ -20,7 +20,7 @@ from hf_lookbehind.report import (
     plot_grids,
     share_kept,
 )
-from hf_lookbehind.scripts.studies.study import Method, Study, Trial
+from .study import Method, Study, Trial
 
 Chosen = Mapping[tuple[str, str, str], SearchResult | None]  # by task, budget, method
 

@@ -20,14 +20,14 @@ import pytest
 import yaml
 
 from hf_lookbehind import InputError
+from hf_lookbehind.compare import comparison
+from hf_lookbehind.compare import report as compare_report
+from hf_lookbehind.compare import runs as compare_runs
+from hf_lookbehind.compare.reading import read_study
+from hf_lookbehind.compare.study import fill, passes_per_step
 from hf_lookbehind.programs.cli.lock import hold
 from hf_lookbehind.report import mean_sd, paired_interval
 from hf_lookbehind.scripts.studies import __main__ as compare
-from hf_lookbehind.scripts.studies import comparison
-from hf_lookbehind.scripts.studies import report as compare_report
-from hf_lookbehind.scripts.studies import runs as compare_runs
-from hf_lookbehind.scripts.studies.reading import RECIPES, read_study
-from hf_lookbehind.scripts.studies.study import fill, passes_per_step
 from tests.processes import context
 
 MODEL = "hidden_size=16,num_hidden_layers=1,num_attention_heads=2,intermediate_size=16,initializer_range=0.2"
@@ -598,7 +598,7 @@ def test_a_damaged_file_of_runs_is_named_by_its_line(tmp_path):
         compare_runs.Records(tmp_path / "runs.jsonl")
 
 
-@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(compare.RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_studies_that_come_with_the_program_are_accepted_by_their_programs(path, tmp_path):
     """But for models and data, which may not be here: empty files and folders stand for the latter."""
     study = read_study(path)
