@@ -28,7 +28,7 @@ from typing import Any
 
 from transformers import HfArgumentParser
 
-from hf_lookbehind.programs.cli.method_flags import lookbehind_config, lookbehind_flags
+from hf_lookbehind.programs.cli.method_flags import lookbehind_config, lookbehind_flags, of_method
 from hf_lookbehind.programs.cli.running import OneLineParser, RunStatus, quiet_libraries, run_program
 from hf_lookbehind.programs.footprint import ENGINES, Footprint, Setup, Sizes, size_of
 from hf_lookbehind.report.tables import format_table
@@ -59,7 +59,8 @@ def estimate(argv: Sequence[str] | None = None) -> str:
         InputError: names the flag or model, its value and what is allowed.
     """
     args = make_parser().parse_args(argv)
-    config = lookbehind_config({f.name: getattr(args, f.name) for f in fields(lookbehind_flags())})
+    asked = lookbehind_config({f.name: getattr(args, f.name) for f in fields(lookbehind_flags())})
+    config = of_method(args.method, asked)
     setup = Setup(**{f.name: getattr(args, f.name) for f in fields(Setup)})
     engines = args.engine or (ENGINES if setup.processes > 1 else ENGINES[:1])
     footprints = [Footprint(engine, setup, config) for engine in engines]

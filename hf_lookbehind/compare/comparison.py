@@ -14,7 +14,7 @@ from ..config import InputError, LookbehindWarning
 from ..programs.cli.arguments import is_lower_better
 from ..programs.tuning.grid import SearchResult, grid_search, widened
 from .runs import Records, Workers, check, train_and_measure
-from .study import DATA, Choices, Method, Run, Study, Trial, length, passes_per_step
+from .study import DATA, HERE, Choices, Method, Run, Study, Trial, length, passes_per_step
 
 
 class Comparison:
@@ -30,7 +30,7 @@ class Comparison:
     def __init__(self, study: Study, folder: Path, data: Path, workers: int) -> None:
         self.study, self.folder, self.workers = study, folder, workers
         self.records = Records(folder / "runs.jsonl")
-        self.folders = {DATA: data} | {
+        self.folders = {DATA: data, HERE: study.folder} | {
             name: folder / "prepared" / f"{name}-{run.key}" for name, run in study.preparations.items()
         }
 

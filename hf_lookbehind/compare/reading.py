@@ -11,7 +11,7 @@ import yaml
 from ..config import InputError
 from ..programs.cli.running import one_line
 from ..programs.registry import PROGRAMS
-from .study import BUDGETS, DATA, Choices, Flags, Method, Study, references
+from .study import BUDGETS, DATA, HERE, Choices, Flags, Method, Study, references
 
 TRAINING = [name for name, entry in PROGRAMS.items() if entry.trains]
 CHANGE_PASSES = ("k", "ascent_every", "ascent_fraction")  # settings that decide how many gradients a step takes
@@ -24,7 +24,7 @@ def read_study(path: Path) -> Study:
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"{path} cannot be read: {one_line(error)}") from error
     try:
-        return _study(path.stem, _Section("", _numbers(content)))
+        return _study(path, _Section("", _numbers(content)))
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
 
@@ -107,7 +107,7 @@ def _is_metric(value: Any) -> bool:
     return _is_text(value) and value.startswith(("eval_", "test_"))
 
 
-def _study(name: str, top: _Section) -> Study:
+def _study(path: Path, top: _Section) -> Study:
     program = top.take("program", TRAINING.__contains__, f"one of {', '.join(TRAINING)}")
     tuning_seeds, seeds = (
         top.take(key, _is_list_of(_is_seed), "a list of different whole numbers, 0 or more")
@@ -119,8 +119,9 @@ def _study(name: str, top: _Section) -> Study:
     metric = top.take("metric", _is_metric, "what is reported, as test_accuracy")
     methods = {part.name.partition(".")[2]: _method(part) for part in top.section("methods").sections()}
     study = Study(
-        name=name,
-        title=top.take("title", _is_text, "a text", name),
+        name=path.stem,
+        folder=path.parent,
+        title=top.take("title", _is_text, "a text", path.stem),
         program=program,
         flags=top.section("flags", {}).all(),
         report_flags=top.section("report_flags", {}).all(),
@@ -223,7 +224,7 @@ def _check(study: Study) -> None:
     """What the sections cannot know of each other."""
     if not study.tasks:
         raise InputError("tasks: at least one is needed")
-    known = [DATA]
+    known = [DATA, HERE]
     for name, flags in study.prepare.items():
         _check_flags(f"prepare.{name}", flags, known)
         known.append(name)

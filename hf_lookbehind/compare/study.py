@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from ..config import InputError, LookbehindConfig
+from ..programs.cli.method_flags import lookbehind_config, of_method
 
 Flags = dict[str, Any]
 Trial = dict[str, Any]  # the record of a run that is finished
 Choices = dict[str, list[Any]]  # a grid: the values of each setting
 
 BUDGETS = ("steps", "gradients")
-DATA = "data"  # {data} in a flag: the folder that --data names
+# {data} in a flag: the folder that --data names; {here}: that of the study's own file
+DATA, HERE = "data", "here"
 _REFERENCE = re.compile(r"\{(\w+)\}")
 
 
@@ -81,6 +83,7 @@ class Study:
     """Tasks x methods x budgets x seeds of one program."""
 
     name: str
+    folder: Path
     title: str
     program: str
     flags: Flags
@@ -195,7 +198,9 @@ def fill(flags: Flags, folders: Mapping[str, Path]) -> Flags:
 
 def passes_per_step(flags: Flags) -> float:
     """Gradients of a whole batch per optimizer step of the Trainer, on average over the steps of `ascent_every`."""
-    config = LookbehindConfig(**{f.name: flags[f.name] for f in fields(LookbehindConfig) if f.name in flags})
+    names = ["method", *(f.name for f in fields(LookbehindConfig))]
+    asked = lookbehind_config({name: flags[name] for name in names if name in flags})
+    config = of_method(flags.get("method", "lookbehind"), asked)
     return config.gradient_passes(config.ascent_every) / config.ascent_every
 
 

@@ -12,6 +12,7 @@ from ..hub.card.render import save
 from ..hub.redact import command
 from ..trainer.card import card_data, results_of
 from .cli.flags import Arguments
+from .cli.matched import in_words
 from .cli.paths import exists
 from .cli.sharing import HUB_FLAGS
 from .parts import commands, cost, length_of, parts_section
@@ -63,7 +64,11 @@ def gather(program: str, args: Arguments, trainer: Any, metrics: Mapping[str, An
         figures={path: text for path, text in FIGURES.items() if (folder / path).is_file()},
         command=commands(record.parts) or command_of(program, args),
         cost={**data.cost, **cost(record)},
-        hyperparameters={**data.hyperparameters, **length_of(trainer, data.hyperparameters["length"])},
+        hyperparameters={
+            **data.hyperparameters,
+            **length_of(trainer, data.hyperparameters["length"]),
+            **({} if args.matches is None else {"matched to Lookbehind": in_words(args.matches)}),
+        },
         sections=parts_section(record.parts),
     )
 

@@ -23,7 +23,7 @@ as A-GEM takes), methods (name: label, flags, grid, grid_at: task or budget: oth
 sam gains over plain), budgets, tuning_seeds, seeds, weight_noise (sigmas, draws, metric),
 sharpness (rhos, steps, on, max_examples), show_grids (draw the tuning as heat maps), widen (setting: how many values
 its grids may gain, one by one, as long as the best lies on an edge). {data} in a flag is the folder
-that --data names.
+that --data names, {here} that of the YAML.
 """
 
 import argparse

@@ -542,10 +542,14 @@ def edit(content: dict, path: str, value: object) -> dict:
         ("tasks", ["clean"], "tasks: settings are needed"),
         ("methods.sam.gird", {}, "methods.sam.gird is unknown"),
         ("methods.sam.grid.rho", 0.1, "methods.sam.grid.rho: 0.1 is not allowed: a list"),
-        ("methods.sam.flags.k", -1, "methods.sam: k=-1 is not allowed: a whole number"),
+        ("methods.sam.flags.k", -1, "methods.sam: --k=-1 is not allowed: a whole number"),
         ("methods.sam.grid_at", {"evenings": {}}, "methods.sam.grid_at.evenings is neither a task nor a budget"),
         ("flags.output_dir", "here", "flags.output_dir is not allowed"),
-        ("flags.model_name_or_path", "{strat}", "flags.model_name_or_path: {strat} is unknown: known are data, start"),
+        (
+            "flags.model_name_or_path",
+            "{strat}",
+            "flags.model_name_or_path: {strat} is unknown: known are data, here, start",
+        ),
         ("weight_noise.sigmas", [-1], "weight_noise.sigmas: [-1] is not allowed"),
         ("sharpness.on", "all", "sharpness.on: 'all' is not allowed"),
         ("also", "test_loss", "also: 'test_loss' is not allowed: a list of further metrics"),
@@ -608,4 +612,4 @@ def test_studies_that_come_with_the_program_are_accepted_by_their_programs(path,
         place.touch() if place.suffix else place.mkdir(exist_ok=True)
     for run_ in {cell[2].name: study.tuning_runs(*cell)[0] for cell in study.cells()}.values():
         flags = {name: value for name, value in run_.flags.items() if name != "model_name_or_path"}
-        compare_runs.check(replace(run_, flags=flags), {"data": tmp_path})
+        compare_runs.check(replace(run_, flags=flags), {"data": tmp_path, "here": path.parent})

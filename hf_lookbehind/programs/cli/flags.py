@@ -16,7 +16,8 @@ from ...config import InputError, LookbehindConfig
 from ...hub.redact import redact_flags
 from .arguments import DataArguments, FinetuningArguments, ModelArguments, SearchArguments, is_reserved
 from .lookahead import check_lookahead
-from .method_flags import lookbehind_config, lookbehind_flags, number_or_word
+from .matched import match_optimizer
+from .method_flags import lookbehind_config, lookbehind_flags, number_or_word, of_method
 from .paths import check_output_dir, resume_from
 from .settings_file import read_settings
 from .sharing import HUB_FLAGS, HubArguments, take_hub_arguments
@@ -66,6 +67,7 @@ class Arguments:
     training: FinetuningArguments
     hub: HubArguments | None = None
     flags: Sequence[str] = ()  # that it consists of, those of a file among them; without secrets and machine's paths
+    matches: LookbehindConfig | None = None  # what --method matched is matched to
 
 
 class FlagParser(HfArgumentParser):
@@ -120,7 +122,9 @@ class FlagParser(HfArgumentParser):
         """
         given = self._all_flags(argv)
         values = self._values(given)
-        lookbehind = lookbehind_config(values["lookbehind"])
+        asked = lookbehind_config(values["lookbehind"])
+        is_matched = values["lookbehind"]["method"] == "matched"
+        lookbehind = of_method(values["lookbehind"]["method"], asked)
         search = SearchArguments(**values["search"])
         data = self.groups["data"](**values["data"])
         model = self.groups["model"](**values["model"])
@@ -133,7 +137,14 @@ class FlagParser(HfArgumentParser):
         hub = take_hub_arguments(given_training, output_dir)
         training = self.groups["training"](**given_training)
         check_lookahead(training, lookbehind)
-        return Arguments(data, model, lookbehind, search, training, hub, redact_flags(given))
+        if is_matched:
+            if search.rho_search is not None:
+                raise InputError(
+                    "--rho_search is not allowed with --method matched, which sets the radius: --method sam"
+                )
+            match_optimizer(training, asked)
+        matches = asked if is_matched else None
+        return Arguments(data, model, lookbehind, search, training, hub, redact_flags(given), matches)
 
     def check_output_dir(self, name: str, resume: str | bool | None, inputs: Mapping[str, str | None]) -> None:
         """Refuse a folder that cannot be written, or resumed from; see `paths.check_output_dir`."""

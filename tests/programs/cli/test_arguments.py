@@ -45,7 +45,10 @@ def test_lookbehind_flags_make_the_config(parse, flags, expected):
 def test_every_field_of_the_config_has_a_flag_and_its_help(parser, name):
     action = parser._option_string_actions[f"--{name}"]
     field = next(f for f in fields(LookbehindConfig) if f.name == name)
-    assert action.help == field.metadata["help"] and action.default == field.default
+    # a k that is given can be told from the default
+    default = f" Default: {field.default}." if name == "k" else ""
+    assert action.help == field.metadata["help"] + default
+    assert action.default == (None if name == "k" else field.default)
 
 
 @pytest.mark.parametrize(
