@@ -13,8 +13,9 @@ from typing import Any
 from ..config import InputError, LookbehindWarning
 from ..programs.cli.arguments import is_lower_better
 from ..programs.tuning.grid import SearchResult, grid_search, widened
+from .launched import train_launched
 from .runs import Records, Workers, check, train_and_measure
-from .study import DATA, HERE, Choices, Method, Run, Study, Trial, length, passes_per_step
+from .study import DATA, HERE, Choices, Method, Run, Study, Trial, first, length, passes_per_step
 
 
 class Comparison:
@@ -25,10 +26,11 @@ class Comparison:
         folder: of its results.
         data: what `{data}` stands for.
         workers: processes that train at the same time.
+        launcher: words of a command that each training is run by, as `torchrun --nproc_per_node 2`. Default: none.
     """
 
-    def __init__(self, study: Study, folder: Path, data: Path, workers: int) -> None:
-        self.study, self.folder, self.workers = study, folder, workers
+    def __init__(self, study: Study, folder: Path, data: Path, workers: int, launcher: Sequence[str] = ()) -> None:
+        self.study, self.folder, self.workers, self.launcher = study, folder, workers, launcher
         self.records = Records(folder / "runs.jsonl")
         self.folders = {DATA: data, HERE: study.folder} | {
             name: folder / "prepared" / f"{name}-{run.key}" for name, run in study.preparations.items()
@@ -49,7 +51,7 @@ class Comparison:
         shutil.rmtree(working, ignore_errors=True)  # of a study that was killed
         working.mkdir()
         try:
-            with Workers(self.workers) as workers:
+            with Workers(self.workers, share=not self.launcher) as workers:
                 for name, run in self.study.preparations.items():
                     if not self.folders[name].is_dir():
                         job = (run, self.folders, working, self.folders[name])
@@ -57,13 +59,20 @@ class Comparison:
                 for phase in (self.tuning_runs, self.report_runs):
                     # what a tuning finds may widen its grid
                     while missing := self._missing(phase()):
-                        jobs = [(run, self.folders, working) for run in missing]
-                        self._report(missing, workers.run(_train, jobs))
+                        self._report(missing, workers.run(train, [self.job(run, working) for run in missing]))
         except KeyboardInterrupt:
             sys.stderr.write(f"the same command goes on: finished runs are in {self.folder}\n")
             raise
         finally:
             shutil.rmtree(working, ignore_errors=True)
+
+    def job(self, run: Run, working: Path) -> tuple[Any, ...]:
+        return run, self.folders, working, self.models, self.launcher
+
+    @property
+    def models(self) -> Path:
+        """Where those are that are kept."""
+        return self.folder / "models"
 
     def tuning_runs(self) -> list[Run]:
         """Of all grids, as far as they are widened by now."""
@@ -92,6 +101,8 @@ class Comparison:
     def _tune(self, task: str, budget: str, method: Method) -> tuple[Choices, SearchResult | None]:
         """The grid that is asked for, widened by what is known of it, and the result once all of it is known."""
         grid = given = method.points(task, budget)
+        if not self.study.tuning_seeds:
+            return grid, SearchResult(first(grid), [], [])
         while not self._missing(self.study.tuning_runs(task, budget, method, grid)):
             result = self._search(task, budget, method, grid)
             left = {
@@ -120,7 +131,7 @@ class Comparison:
 
     def _missing(self, runs: Sequence[Run]) -> list[Run]:
         """Each once: what is one training in two budgets is trained once."""
-        return [run for run in _unique(runs) if run.key not in self.records.by_key]
+        return [run for run in unique(runs) if run.key not in self.records.by_key]
 
     def _report(self, runs: Sequence[Run], outcomes: Any) -> None:
         """Keep and print what comes."""
@@ -137,9 +148,9 @@ class Comparison:
     def plan(self) -> str:
         """How much there is to do, and how long it takes at the speed so far."""
         study, lines = self.study, []
-        tuning = _unique(self.tuning_runs())
+        tuning = unique(self.tuning_runs())
         # which settings are chosen does not change how long a run takes, unless k is one of them
-        later = _unique(
+        later = unique(
             study.run(*cell, study.tuning_runs(*cell)[0].labels["settings"], seed, "report")
             for seed in study.seeds
             for cell in study.cells()
@@ -168,7 +179,8 @@ def _say(line: str) -> None:
     sys.stdout.flush()
 
 
-def _unique(runs: Iterable[Run]) -> list[Run]:
+def unique(runs: Iterable[Run]) -> list[Run]:
+    """Each once: what is one training in two budgets is trained once."""
     by_key: dict[str, Run] = {}
     for run in runs:
         by_key.setdefault(run.key, run)
@@ -185,8 +197,17 @@ def _prepare(run: Run, folders: dict[str, Path], working: Path, output: Path) ->
         (Path(folder) / "model").rename(output)
 
 
-def _train(run: Run, folders: dict[str, Path], working: Path) -> Trial:
+def train(run: Run, folders: dict[str, Path], working: Path, models: Path, launcher: Sequence[str]) -> Trial:
+    """What a worker does: a run, whose model is kept or not."""
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(dir=working) as folder:
-        record = train_and_measure(run, folders, Path(folder) / "model")
+        output = Path(folder) / "model"
+        record = (
+            train_launched(run, folders, output, launcher) if launcher else train_and_measure(run, folders, output)
+        )
+        if run.kept is not None and output.is_dir():
+            place = models / run.kept
+            shutil.rmtree(place, ignore_errors=True)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            output.rename(place)
     return record | {"wall": round(time.perf_counter() - start, 2)}

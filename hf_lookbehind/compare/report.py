@@ -20,7 +20,7 @@ from ..report import (
     plot_grids,
     share_kept,
 )
-from .study import Method, Study, Trial
+from .study import Method, Study, Trial, first, passes_per_step
 
 Chosen = Mapping[tuple[str, str, str], SearchResult | None]  # by task, budget, method
 
@@ -95,16 +95,20 @@ class Report:
 
         return Column(f"sharpness {rho:g}", rise, True, 3)
 
-    def _values(self, cell: tuple[str, str, str], column: Column) -> dict[int, float]:
+    def values(self, cell: tuple[str, str, str], column: Column) -> dict[int, float]:
         """By seed; without the runs that diverged."""
         values = {seed: column.value(record) for seed, record in self.runs[cell].items()}
         return {seed: value for seed, value in values.items() if value is not None}
 
+    def gradients_per_step(self, method: Method) -> float:
+        """Of the method with the first of its settings; those that may be chosen change nothing else of it."""
+        return passes_per_step(self.study.flags | method.flags | first(method.grid))
+
     # ---- text ----
 
-    def text(self, figures: Sequence[Path]) -> str:
+    def text(self, figures: Sequence[Path], said: str = "") -> str:
         study = self.study
-        lines = [f"# {study.title}", "", self._introduction()]
+        lines = [f"# {study.title}", *(["", said] if said else []), "", self._introduction()]
         for task, budget in itertools.product(study.tasks, study.budgets):
             lines += ["", f"## {task}, equal {budget}", ""]
             if not any(self.runs[task, budget, name] for name in study.methods):
@@ -128,7 +132,9 @@ class Report:
             f"`{study.metric}`{f' x {study.scale:g}' if study.scale != 1 else ''}, mean +- sd over the seeds "
             f"{_list(study.seeds)}.",
             f"Settings: the best mean `{study.select}` over the seeds {_list(study.tuning_seeds)}, which are not "
-            "reported; the same rule for every method.",
+            "reported; the same rule for every method."
+            if study.tuning_seeds
+            else "Settings: as given, and not tuned.",
         ]
         if study.widen:
             said.append(
@@ -159,10 +165,10 @@ class Report:
             runs, result = list(self.runs[cell].values()), self.chosen[cell]
             row: dict[str, Any] = {"method": method.label, "settings": "not tuned yet"}
             if result is not None:
-                row["settings"] = _settings(result.best)
+                row["settings"] = settings_in_words(result.best)
             row["n"] = len(runs)
             for column in self.columns:
-                row[column.heading] = _spread(list(self._values(cell, column).values()), column.digits)
+                row[column.heading] = _spread(list(self.values(cell, column).values()), column.digits)
             for name in ("passes", "seconds"):
                 values = [run[name] for run in runs if "diverged" not in run]
                 row[name] = f"{mean_sd(values)[0]:.{0 if name == 'passes' else 1}f}" if values else ""
@@ -180,7 +186,7 @@ class Report:
             if method == baseline or (method in self.study.against and self._order(method) < self._order(baseline)):
                 continue
             for column in self.columns:
-                a, b = (self._values((task, budget, name), column) for name in (method, baseline))
+                a, b = (self.values((task, budget, name), column) for name in (method, baseline))
                 seeds = sorted(set(a) & set(b))
                 if seeds:
                     mean, low, high = paired_interval([a[s] for s in seeds], [b[s] for s in seeds])
@@ -215,7 +221,7 @@ class Report:
 
     def _share(self, cell: tuple[str, str], methods: Sequence[str], column: Column) -> str:
         sign = -1 if column.lower_is_better else 1
-        values = [self._values((*cell, name), column) for name in methods]
+        values = [self.values((*cell, name), column) for name in methods]
         seeds = sorted(set.intersection(*map(set, values)))
         if len(seeds) < 2:
             return ""
@@ -234,11 +240,11 @@ class Report:
         """A line for each pair of methods of a task and budget: which intervals leave out 0, and on which side."""
         lines, shown, total = [], 0, 0
         for task, budget in itertools.product(self.study.tasks, self.study.budgets):
-            judged = [found for found in self.differences(task, budget) if not math.isnan(found["low"])]
-            for pair, group in itertools.groupby(judged, lambda found: self._pair(found, "against")):
+            pairs = [found for found in self.differences(task, budget) if not math.isnan(found["low"])]
+            for pair, group in itertools.groupby(pairs, lambda found: self._pair(found, "against")):
                 verdicts: dict[str, list[str]] = {"better": [], "worse": [], "no difference shown": []}
                 for found in group:
-                    verdicts[_verdict(found)].append(found["column"].heading)
+                    verdicts[judged(found)].append(found["column"].heading)
                 total += sum(map(len, verdicts.values()))
                 shown += len(verdicts["better"]) + len(verdicts["worse"])
                 said = "; ".join(f"{verdict}: {', '.join(names)}" for verdict, names in verdicts.items() if names)
@@ -256,7 +262,7 @@ class Report:
         lines = []
         for (task, budget, method), result in self.chosen.items():
             if result is not None and result.on_edge:
-                at = _settings({name: result.best[name] for name in result.on_edge})
+                at = settings_in_words({name: result.best[name] for name in result.on_edge})
                 lines.append(
                     f"- {task}, equal {budget}, {self.study.methods[method].label}: {at} is on the edge of its grid; "
                     "a better value may lie outside"
@@ -273,7 +279,10 @@ class Report:
             for point in result.table:
                 scores = [sign * self.study.scale * score for score in point["scores"]]
                 row = {"task": task, "budget": budget, "method": self.study.methods[method].label}
-                row |= {"settings": _settings(point["settings"]), self.study.select: _spread(scores, self.digits)}
+                row |= {
+                    "settings": settings_in_words(point["settings"]),
+                    self.study.select: _spread(scores, self.digits),
+                }
                 rows.append(row | {"": "chosen" if point["settings"] == result.best else None})
         table = format_table(rows) if rows else "No method has been tuned to the end."
         return f"# {self.study.title}: tuning\n\nMean +- sd over the tuning seeds.\n\n{table}\n"
@@ -318,7 +327,7 @@ class Report:
         return {label: points for label, points in curves.items() if points[0]}
 
     def _noise_curve(self, cell: tuple[str, str, str]) -> tuple[list[float], list[float], list[float]]:
-        values = [(sigma, list(self._values(cell, column).values())) for sigma, column in self._noise_levels().items()]
+        values = [(sigma, list(self.values(cell, column).values())) for sigma, column in self._noise_levels().items()]
         return _unzip([(sigma, *mean_sd(v)) for sigma, v in values if v])
 
     def _noise_levels(self) -> dict[float, Column]:
@@ -329,7 +338,7 @@ class Report:
 
     def _metric_curve(self, cell: tuple[str, str, str]) -> tuple[list[float], list[float], list[float]]:
         columns = map(self._metric_column, self.study.curve["metrics"])
-        values = [(i, list(self._values(cell, column).values())) for i, column in enumerate(columns, 1)]
+        values = [(i, list(self.values(cell, column).values())) for i, column in enumerate(columns, 1)]
         return _unzip([(i, *mean_sd(v)) for i, v in values if v])
 
     def _grids(self, task: str, budget: str) -> dict[str, Grid]:
@@ -350,7 +359,7 @@ class Report:
         points = set()
         for budget in self.study.budgets:
             cell = task, budget, method
-            values = list(self._values(cell, self.columns[0]).values())
+            values = list(self.values(cell, self.columns[0]).values())
             if values:
                 points.add(
                     (
@@ -373,7 +382,8 @@ def _list(values: Sequence[Any]) -> str:
     return ", ".join(map(str, values))
 
 
-def _settings(settings: Mapping[str, Any]) -> str:
+def settings_in_words(settings: Mapping[str, Any]) -> str:
+    """In a cell of a table."""
     return ", ".join(f"{name} {f'{v:g}' if isinstance(v, float) else v}" for name, v in settings.items()) or "fixed"
 
 
@@ -383,9 +393,9 @@ def _spread(values: Sequence[float], digits: int) -> str:
     return format_plus_minus(*mean_sd(values), digits) if len(values) > 1 else f"{values[0]:.{digits}f}"
 
 
-def _verdict(found: dict[str, Any]) -> str:
+def judged(found: Mapping[str, Any]) -> str:
     """What an interval says."""
-    if found["low"] <= 0 <= found["high"]:
+    if math.isnan(found["low"]) or found["low"] <= 0 <= found["high"]:
         return "no difference shown"
     return "better" if (found["mean"] < 0) == found["column"].lower_is_better else "worse"
 
@@ -397,8 +407,12 @@ def _interval(found: dict[str, Any]) -> str:
     return f"{found['mean']:+.{digits}f} [{found['low']:+.{digits}f}, {found['high']:+.{digits}f}]"
 
 
-def write_report(study: Study, chosen: Chosen, records: Mapping[str, Trial], folder: Path) -> None:
-    """Write REPORT.md, TUNING.md and the figures."""
+def write_report(
+    study: Study, chosen: Chosen, records: Mapping[str, Trial], folder: Path, said: str = ""
+) -> list[Path]:
+    """Write REPORT.md, with what is to be said first, TUNING.md and the figures, whose paths are returned."""
     report = Report(study, chosen, records)
-    (folder / "REPORT.md").write_text(report.text(report.draw(folder)), encoding="utf-8")
+    figures = report.draw(folder)
+    (folder / "REPORT.md").write_text(report.text(figures, said), encoding="utf-8")
     (folder / "TUNING.md").write_text(report.tuning(), encoding="utf-8")
+    return figures

@@ -1,6 +1,7 @@
 """The runs of a study: trained and measured in worker processes, kept in a file that survives being killed."""
 
 import contextlib
+import gc
 import importlib
 import io
 import json
@@ -138,7 +139,8 @@ def _measure(run: Run, results: Any) -> Trial:
 
 def argv(run: Run, folders: Mapping[str, Path], folder: Path) -> list[str]:
     """The flags as a file of settings, which the programs read."""
-    path = folder / "settings.yaml"
+    # a launcher's processes write one each
+    path = folder / f"settings-{os.environ.get('RANK', 0)}.yaml"
     path.write_text(yaml.safe_dump(QUIET | fill(run.flags, folders)), encoding="utf-8")
     return [str(path)]
 
@@ -168,10 +170,16 @@ def _naming(run: Run) -> Iterator[None]:
 
 
 class Workers:
-    """Processes of one thread each, which outlive none of their jobs' caller: a context manager."""
+    """Processes of one thread each, which outlive none of their jobs' caller: a context manager.
 
-    def __init__(self, number: int) -> None:
+    Args:
+        number: of them.
+        share: whether each has a GPU of its own, where there are any; a launcher wants them all.
+    """
+
+    def __init__(self, number: int, share: bool = True) -> None:
         self._number = number
+        self._devices: list[str | None] = [*devices()] if share and devices() else [None]
         self._idle: list[Any] = []  # connections
         self._processes: list[Any] = []
 
@@ -207,7 +215,9 @@ class Workers:
 
     def _start(self) -> Any:
         ours, theirs = context.Pipe()
-        self._processes.append(context.Process(target=_serve, args=(theirs,)))
+        self._processes.append(
+            context.Process(target=_serve, args=(theirs, self._devices[len(self._processes) % len(self._devices)]))
+        )
         self._processes[-1].start()
         theirs.close()
         return ours
@@ -230,13 +240,22 @@ def _end_after(sentinel: int) -> None:
     os._exit(1)
 
 
-def _serve(connection: Connection) -> None:
-    """A worker: does one job after another until the other end closes, or dies."""
+def devices() -> list[str]:
+    """The GPUs that this process sees, as `CUDA_VISIBLE_DEVICES` names them: a worker has one for its own."""
+    count, seen = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    return seen.split(",")[:count] if seen else [str(i) for i in range(count)]
+
+
+def _serve(connection: Connection, device: str | None) -> None:
+    """A worker: does one job after another until the other end closes, or dies; on a GPU of its own, if it has one."""
+    if device is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = device  # before the first use of CUDA here
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the other end is interrupted too, and ends this process
     if (parent := multiprocessing.parent_process()) is not None:
         threading.Thread(target=_end_after, args=(parent.sentinel,), daemon=True).start()
     torch.set_num_threads(1)
     transformers.utils.logging.disable_progress_bar()
+    is_new = True
     with contextlib.suppress(EOFError):
         while True:
             work, job = connection.recv()
@@ -250,3 +269,8 @@ def _serve(connection: Connection) -> None:
                     # told to the other end, which stops
                     failed = f"{type(error).__name__}: {error}\n{said.getvalue()}"
             connection.send((result, refused, failed))
+            if is_new:
+                # each training collects garbage, in which the libraries, imported by now, take half a second
+                gc.collect()
+                gc.freeze()
+                is_new = False

@@ -33,6 +33,7 @@ class Run:
         flags: of the program; `{data}` and `{name of a preparation}` stand for folders.
         measures: what is measured after it, as in the YAML; nothing in the tuning.
         references: names of preparations in the flags, with the keys of these.
+        kept: where its model goes, within the folder of models; None: nothing is kept of it but numbers.
     """
 
     labels: dict[str, Any]
@@ -40,6 +41,7 @@ class Run:
     flags: Flags
     measures: dict[str, Any] = field(default_factory=dict)
     references: dict[str, str] = field(default_factory=dict)
+    kept: str | None = None
 
     @property
     def key(self) -> str:
@@ -106,6 +108,7 @@ class Study:
     show_grids: bool
     share: dict[str, str]  # `of` and `over`: the two methods between which the gain lies that others keep a share of
     widen: dict[str, int]  # by setting: how many values its grid may gain where its best lies on an edge
+    keeps_models: bool = False  # those of the first seed
 
     def cells(self) -> Iterator[tuple[str, str, Method]]:
         """Task, budget, method."""
@@ -131,7 +134,7 @@ class Study:
         return made
 
     def tuning_runs(self, task: str, budget: str, method: Method, grid: Choices | None = None) -> list[Run]:
-        """Of all points of a grid. Default: the one in the YAML, not widened."""
+        """Of all points of a grid. Default: the one in the YAML, not widened. None where nothing is tuned."""
         grid = grid or method.points(task, budget)
         points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
         return [
@@ -145,12 +148,14 @@ class Study:
         if phase == "report":
             flags |= self.report_flags
         labels = {"task": task, "method": method.name, "budget": budget, "phase": phase}
+        is_kept = self.keeps_models and phase == "report" and seed == self.seeds[0]
         return Run(
             labels | {"settings": settings, "seed": seed},
             self.program,
             flags,
             self.measures if phase == "report" else {},
             self._references(flags, self.preparations),
+            "/".join([*([budget] if len(self.budgets) > 1 else []), method.name]) if is_kept else None,
         )
 
     def _passes(self, task: str, flags: Flags) -> float:
@@ -174,6 +179,11 @@ class Study:
     def _references(flags: Flags, made: Mapping[str, Run]) -> dict[str, str]:
         names = {name for value in flags.values() for name in references(value)}
         return {name: made[name].key for name in sorted(names) if name in made}
+
+
+def first(grid: Choices) -> Flags:
+    """Of each setting."""
+    return {name: values[0] for name, values in grid.items()}
 
 
 def references(value: Any) -> list[str]:

@@ -54,6 +54,9 @@ PROGRAMS = {
     "flatness": Entry(
         "evaluate_flatness", "measure sharpness and robustness to noisy weights of trained models", trains=False
     ),
+    "compare": Entry(
+        "compare_methods", "train with several methods on your data, and say which is worth its cost", trains=False
+    ),
     "memory": Entry("estimate_memory", "say how much memory a training takes on each device", trains=False),
     "push": Entry("push", "push a trained model to the Hub", trains=False),
 }

@@ -146,6 +146,17 @@ class FlagParser(HfArgumentParser):
         matches = asked if is_matched else None
         return Arguments(data, model, lookbehind, search, training, hub, redact_flags(given), matches)
 
+    def given(self, argv: Sequence[str]) -> dict[str, Any]:
+        """The flags that a command line gives, or the file that it names, with their values; not looked at further.
+
+        Raises:
+            InputError: one is unknown, or of another type.
+        """
+        words = self._all_flags(argv)
+        values = {name: value for group in self._values(words).values() for name, value in group.items()}
+        actions = (self._option_string_actions.get(word.partition("=")[0]) for word in words)
+        return {action.dest: values[action.dest] for action in actions if action is not None and action.dest in values}
+
     def check_output_dir(self, name: str, resume: str | bool | None, inputs: Mapping[str, str | None]) -> None:
         """Refuse a folder that cannot be written, or resumed from; see `paths.check_output_dir`."""
         check_output_dir(name, resume, inputs)

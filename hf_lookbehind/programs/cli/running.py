@@ -1,11 +1,12 @@
 """Running a program: exit codes, one line per bad input, `run_status.json`."""
 
 import argparse
+import difflib
 import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, NoReturn
@@ -71,6 +72,18 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise InputError(message)
+
+    def refuse_slips(self, rest: Sequence[str], other: argparse.ArgumentParser) -> None:
+        """Of what is left for another parser, refuse a flag that is most like one of this one: it would not know that.
+
+        Raises:
+            InputError: names the flag, and which was meant.
+        """
+        own, others = self._option_string_actions, other._option_string_actions
+        for flag in (word.partition("=")[0] for word in rest if word.startswith("--")):
+            meant = [] if flag in others else difflib.get_close_matches(flag, [*own, *others], n=1, cutoff=0.8)
+            if meant and meant[0] in own:
+                raise InputError(f"unknown flag {flag}: did you mean {meant[0]}?")
 
 
 class Preempted(Exception):
