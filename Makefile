@@ -85,7 +85,7 @@ test: $(STAMP) test-quantised test-floor  ## run the tests
 	$(PYTEST) -m "not slow"
 
 test-quantised: $(QUANTISED)/.installed  ## run the tests that need torchao and bitsandbytes
-	PYTHONPATH=$(abspath $(QUANTISED)) $(PYTEST) tests/trainer/test_peft.py -k quantised
+	PYTHONPATH=$(abspath $(QUANTISED)) $(PYTEST) tests/trainer/test_peft.py tests/measures/test_compression.py -k quantised
 
 test-deepspeed: $(DEEPSPEED)/.installed  ## run the tests that need DeepSpeed (a quarter of an hour)
 	PYTHONPATH=$(abspath $(DEEPSPEED)) $(PYTEST) tests/distributed/test_zero.py tests/distributed/test_killed.py tests/programs/test_footprint.py -k zero

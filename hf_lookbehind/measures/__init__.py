@@ -1,6 +1,7 @@
 """Measures of how flat and how robust a model's minimum is."""
 
 from ._mean_loss import NotFiniteError
+from .compression import compression
 from .hessian import hessian_eigenvalues, hessian_trace
 from .landscape import LossLine, LossPlane, loss_line, loss_plane
 from .sharpness import sharpness
@@ -10,6 +11,7 @@ __all__ = [
     "LossLine",
     "LossPlane",
     "NotFiniteError",
+    "compression",
     "hessian_eigenvalues",
     "hessian_trace",
     "loss_line",

@@ -2,19 +2,19 @@
 
 import math
 from collections.abc import Callable, Sequence
-from numbers import Real
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..config import InputError, LookbehindConfig
+from ..config import LookbehindConfig
 from ..tensors.foreach import accumulation_dtype
 from ..tensors.names import parameter_names, select_targets
 from ..tensors.processes import check_layout, drop_whole_copies, sum_over_shards
-from ._intact import Weight, intact, moved_in_place
+from ._intact import Weight
 from ._noise import normal
+from ._rating import rating
 from ._spread import mean_and_sd
 from .accepted import check_choice, check_flag, check_numbers, check_whole
 
@@ -91,25 +91,14 @@ def weight_noise(
     levels = check_numbers("sigmas", sigmas, of="noise levels", least=0)
     drop_whole_copies(model)  # which FSDP2's modules hold after a forward without a backward
     parameters = _select(model, target_parameters)
-    has_gradients, records = torch.is_grad_enabled(), []
-
-    def run() -> Any:
-        model.eval()
-        with torch.set_grad_enabled(has_gradients):
-            return evaluate(model)
-
-    with (
-        moved_in_place(model, parameters) as weights,
-        intact(model, list(model.parameters())) as same_function,
-        torch.no_grad(),
-    ):
+    records = []
+    with rating(model, parameters, evaluate) as (weights, rate):
         maxima = _maxima(weights) if kind == "additive" else None
         for sigma in levels:
             values = []
             for draw in range(draws if sigma > 0 else 1):
                 _perturb(weights, maxima, sigma, seed, draw)
-                drop_whole_copies(model)
-                values.append(_number(same_function.rehearse(run), sigma, draw))
+                values.append(rate(f"sigma={sigma:g}, draw {draw}"))
             records.append(_record(sigma, values if sigma > 0 else values * draws, greater_is_better))
     return records
 
@@ -145,14 +134,6 @@ def _maxima(weights: list[Weight]) -> Tensor:
         if weight.home.numel():
             maxima[rank, i] = weight.home.abs().max()
     return sum_over_shards(maxima, [w.parameter for w in weights]).amax(0)
-
-
-def _number(value: Any, sigma: float, draw: int) -> float:
-    if isinstance(value, Tensor) and value.numel() == 1:
-        value = value.item()
-    if not isinstance(value, Real):
-        raise InputError(f"evaluate(model) gave {value!r} at sigma={sigma:g}, draw {draw}: a number is wanted")
-    return float(value)
 
 
 def _record(sigma: float, values: list[float], greater_is_better: bool) -> dict[str, Any]:

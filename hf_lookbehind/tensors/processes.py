@@ -79,6 +79,11 @@ def laid_out_as(whole: Tensor, parameter: Tensor) -> Tensor:
     return distribute_tensor(whole.to(parameter.device), mesh, placements, src_data_rank=None)
 
 
+def gathered(tensor: Tensor) -> Tensor:
+    """The whole of a tensor, in each process; all that hold a part of it call this."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
 def part_of(whole: Tensor, parameter: Tensor) -> Tensor:
     """What this process holds of a tensor, whole in each, that is cut as a parameter is."""
     return local(laid_out_as(whole, parameter))

@@ -5,7 +5,15 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from hf_lookbehind.config import InputError
-from hf_lookbehind.measures import hessian_eigenvalues, hessian_trace, loss_line, loss_plane, sharpness, weight_noise
+from hf_lookbehind.measures import (
+    compression,
+    hessian_eigenvalues,
+    hessian_trace,
+    loss_line,
+    loss_plane,
+    sharpness,
+    weight_noise,
+)
 from tests.measures.problems import assert_same_traces, image_batches, traces, vit
 from tests.models import layers_of
 
@@ -38,6 +46,11 @@ ANY = {
         ]
         for kind in ("multiplicative", "additive")
     },
+    "compression": lambda m, b: [
+        record[name]
+        for record in compression(m, _loss_of_all, ["int3", "int3:tensor", "nf4", "fp8", "prune:0.7"])
+        for name in ("value", "change")
+    ],
 }
 
 
