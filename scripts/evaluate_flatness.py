@@ -1,18 +1,20 @@
-"""Measure how flat and how robust to noisy weights trained models are: one, or several side by side.
+"""Measure how flat and how robust to noisy or compressed weights models are: one, or several side by side.
 
 Models come first, folders or Hub ids; then what is measured; then the flags that say which data. These are the flags
 of the program that trains such models (image-classification, text-classification, clm, seq2seq; the first model's
 config tells which):
 
     hf-lookbehind flatness runs/adamw runs/lookbehind --sigma 0.1 0.2 0.3 --rho 0.02 0.05 \\
-        --dataset_name digits --train_split "train[:1000]" --test_split "train[1256:]" --output_dir runs/flatness
+        --compress int4 int3 nf4 prune:0.7 --dataset_name digits --train_split "train[:1000]" \\
+        --test_split "train[1256:]" --output_dir runs/flatness
 
 Measured on the test split if the flags name one, else on the validation split: the metric as it is, its mean over
-draws of weight noise for each --sigma, the rise of the loss within each --rho, the largest eigenvalues of the Hessian
-(--hessian N). A number that overflows is inf; what cannot be measured is nan, or left out, and a line says why: the
-rest is measured all the same. A table is printed; flatness.json, flatness.csv and flatness.png go to --output_dir.
-With --update_cards they go to the folder of each model too, and its model card is written again with what was measured
-of it.
+draws of weight noise for each --sigma, the metric with the weights quantised or pruned as each --compress says, the
+rise of the loss within each --rho, the largest eigenvalues of the Hessian (--hessian N). A number that overflows is
+inf; what cannot be measured is nan, or left out, and a line says why: the rest is measured all the same. A table is
+printed; flatness.json, flatness.csv, flatness.png (of the noise) and compression.png go to --output_dir. With
+--update_cards they go to the folder of each model too, and its model card is written again with what was measured of
+it.
 """
 
 from hf_lookbehind.programs.cli import interrupt
@@ -22,7 +24,6 @@ if __name__ == "__main__":
 
 
 import argparse
-import csv
 import difflib
 import importlib
 import os
@@ -43,8 +44,9 @@ from hf_lookbehind.hub.card.render import load as load_card
 from hf_lookbehind.hub.card.render import save as save_card
 from hf_lookbehind.hub.file_names import ADAPTER_CONFIG_NAME, CONFIG_NAME
 from hf_lookbehind.hub.redact import redact_flags
-from hf_lookbehind.measures import hessian_eigenvalues, sharpness, weight_noise
+from hf_lookbehind.measures import compression, hessian_eigenvalues, sharpness, weight_noise
 from hf_lookbehind.measures.accepted import check_choice, check_numbers
+from hf_lookbehind.measures.compression import ALLOWED, checked_forms
 from hf_lookbehind.measures.sharpness import KINDS as SHARPNESS_KINDS
 from hf_lookbehind.measures.weight_noise import KINDS as NOISE_KINDS
 from hf_lookbehind.programs.checks.earlier import FLATNESS_NAMES, remove_earlier_run
@@ -64,7 +66,7 @@ from hf_lookbehind.programs.cli.running import (
 )
 from hf_lookbehind.programs.models.loading import load_config
 from hf_lookbehind.programs.registry import PROGRAMS, module_name, program_of
-from hf_lookbehind.report import format_plus_minus, format_table, plot_accuracy_against_noise
+from hf_lookbehind.report.side_by_side import draw, results_table, write_csv
 from hf_lookbehind.trainer.flatness import measured_batches, metric_of, metrics_on, rated_by
 
 PLAIN = LookbehindConfig(k=0)
@@ -73,18 +75,25 @@ HESSIAN_STEPS = 100
 # Of a model without second derivatives, say, or one too large. Of several processes one may
 # be alone with its error, and the others would wait for it.
 _OWN_ERRORS = (RuntimeError,) if int(os.environ.get("WORLD_SIZE", "1")) == 1 else ()
-CSV_NAME, PLOT_NAME = "flatness.csv", "flatness.png"
 
 
 def make_parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
         description=__doc__,
-        usage="%(prog)s MODEL [MODEL ...] [--sigma ...] [--rho ...] [--hessian N] --dataset_name ... --flag value ...",
+        usage="%(prog)s MODEL [MODEL ...] [--sigma ...] [--compress ...] [--rho ...] [--hessian N] "
+        "--dataset_name ... --flag value ...",
     )
     add = parser.add_argument
     add("--sigma", type=float, nargs="+", default=[], help="Levels of weight noise.")
     add("--noise_kind", default="multiplicative", help="'multiplicative' (default): w (1 + sigma z), or 'additive'.")
     add("--draws", type=int, default=10, help="Draws of the noise, for each level. Default: 10.")
+    add(
+        "--compress",
+        nargs="+",
+        default=[],
+        metavar="FORM",
+        help=f"Weights rounded or pruned: {ALLOWED}.",
+    )
     add("--rho", type=float, nargs="+", default=[], help="Radii within which the rise of the loss is measured.")
     add("--sharpness_kind", default="worst", help="'worst' (default), 'average' or 'one_step' (m-sharpness).")
     add("--sharpness_steps", type=int, default=10, help="Ascent steps, or draws for 'average'. Default: 10.")
@@ -129,17 +138,19 @@ def parse(argv: Sequence[str] | None) -> tuple[list[str], argparse.Namespace, li
     argv = list(sys.argv[1:] if argv is None else argv)
     first = next((i for i, word in enumerate(argv) if word.startswith("-")), len(argv))
     args, rest = make_parser().parse_known_args(argv[first:])
-    if first > 7 and args.sigma:
+    if first > 7 and (args.sigma or args.compress):
         raise InputError(f"{first} models are given: 7 at most can be told apart in a picture")
     if first == 0:
         raise InputError("no model is given: folders or ids of models come first, then the flags")
-    if not (args.sigma or args.rho or args.hessian):
-        raise InputError("nothing is to be measured: give --sigma, --rho or --hessian")
+    if not (args.sigma or args.compress or args.rho or args.hessian):
+        raise InputError("nothing is to be measured: give --sigma, --compress, --rho or --hessian")
     for name in ("draws", "sharpness_steps", "max_examples"):
         if getattr(args, name) < 1:
             raise InputError(f"--{name} {getattr(args, name)} is not allowed: 1 or more")
     check_numbers("--sigma", args.sigma or [0], of="noise levels", least=0)
     check_numbers("--rho", args.rho or [0], of="radii", least=0)
+    if args.compress:
+        checked_forms("--compress", args.compress)
     check_choice("--noise_kind", args.noise_kind, NOISE_KINDS)
     check_choice("--sharpness_kind", args.sharpness_kind, SHARPNESS_KINDS)
     if args.update_cards:
@@ -249,12 +260,13 @@ def measure(subject: Subject, args: argparse.Namespace, record: dict[str, Any]) 
     batches = measured_batches(trainer, subject.data, args.max_examples) if args.rho or args.hessian else []
     how = {
         "weight_noise": lambda: _weight_noise(subject, args),
+        "compression": lambda: compression(subject.model, _rated(subject), args.compress),
         "sharpness": lambda: _sharpness(model, batches, args),
         "hessian_eigenvalues": lambda: hessian_eigenvalues(
             model, batches, args.hessian, seed=args.measure_seed, steps=max(HESSIAN_STEPS, args.hessian)
         ),
     }
-    for name, is_wanted in zip(how, (args.sigma, args.rho, args.hessian), strict=True):
+    for name, is_wanted in zip(how, (args.sigma, args.compress, args.rho, args.hessian), strict=True):
         if is_wanted:
             _attempt(record, name, how[name])
 
@@ -279,10 +291,14 @@ def _attempt(record: dict[str, Any], name: str, find: Callable[[], Any]) -> None
         sys.stderr.write(f"{record['model']}: {problem}\n")
 
 
+def _rated(subject: Subject) -> Callable[[Any], float]:
+    return rated_by(subject.trainer, subject.data, subject.metric)
+
+
 def _weight_noise(subject: Subject, args: argparse.Namespace) -> list[dict[str, Any]]:
     return weight_noise(
         subject.model,
-        rated_by(subject.trainer, subject.data, subject.metric),
+        _rated(subject),
         args.sigma,
         kind=args.noise_kind,
         draws=args.draws,
@@ -297,61 +313,11 @@ def _sharpness(model: Any, batches: Sequence[Any], args: argparse.Namespace) -> 
     return [{"rho": rho, "rise": rise} for rho, rise in found.items()]
 
 
-def results_table(records: Sequence[dict[str, Any]]) -> str:
-    """A row per model, empty where something was not measured of it."""
-    rows = []
-    for record in records:
-        row: dict[str, Any] = {"model": record["model"], record["metric"]: f"{record['value']:.4g}"}
-        for noise in record.get("weight_noise", ()):
-            row[f"noise {noise['sigma']:g}"] = format_plus_minus(noise["mean"], noise["sd"], digits=3)
-        for point in record.get("sharpness", ()):
-            row[f"rise at rho {point['rho']:g}"] = f"{point['rise']:.3g}"
-        for i, value in enumerate(record.get("hessian_eigenvalues", ()), 1):
-            row[f"eigenvalue {i}"] = f"{value:.4g}"
-        rows.append(row)
-    return format_table(rows, {name: name for row in rows for name in row})
-
-
 def save(records: Sequence[dict[str, Any]], settings: dict[str, Any], folder: Path) -> None:
-    """The results as JSON, as a table with a row per number, and as a picture where there is noise to draw."""
+    """As JSON, as a CSV with a row per number, and as pictures where there is noise or compression to draw."""
     folder.mkdir(parents=True, exist_ok=True)
-    noisy = [record for record in records if "weight_noise" in record]
-    names = " and ".join(record["model"] for record in noisy)
-    alt = f"{records[0]['metric']} of {names} against {settings['noise_kind']} weight noise; bars: 1 sd over the draws"
-    write_flatness(folder, records, settings, {PLOT_NAME: alt} if noisy else {})
-    _write_csv(records, folder / CSV_NAME)
-    if noisy:
-        _plot_noise(noisy, settings["noise_kind"], folder / PLOT_NAME)
-
-
-def _write_csv(records: Sequence[dict[str, Any]], path: Path) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["model", "measure", "at", "value", "sd"])
-        for record in records:
-            name = record["model"]
-            writer.writerow([name, record["metric"], "", record["value"], ""])
-            writer.writerows(
-                [name, record["metric"], f"sigma={noise['sigma']:g}", noise["mean"], noise["sd"]]
-                for noise in record.get("weight_noise", ())
-            )
-            writer.writerows(
-                [name, "sharpness", f"rho={point['rho']:g}", point["rise"], ""]
-                for point in record.get("sharpness", ())
-            )
-            writer.writerows(
-                [name, "hessian_eigenvalue", i, value, ""]
-                for i, value in enumerate(record.get("hessian_eigenvalues", ()), 1)
-            )
-
-
-def _plot_noise(records: Sequence[dict[str, Any]], kind: str, path: Path) -> None:
-    curves = {}
-    for record in records:
-        noise = record["weight_noise"]
-        points = [(0.0, record["value"], 0.0), *((n["sigma"], n["mean"], n["sd"]) for n in noise if n["sigma"])]
-        curves[record["model"]] = tuple(zip(*points, strict=True))
-    plot_accuracy_against_noise(curves, path, xlabel=rf"{kind} weight noise $\sigma$", ylabel=records[0]["metric"])
+    write_flatness(folder, records, settings, draw(records, settings["noise_kind"], folder))
+    write_csv(records, folder)
 
 
 def evaluate(argv: Sequence[str] | None = None, status: RunStatus | None = None) -> list[dict[str, Any]]:

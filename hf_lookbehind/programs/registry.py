@@ -52,7 +52,9 @@ PROGRAMS = {
     "lifelong": Entry("run_lifelong", "train an image classifier on a stream of tasks, and measure what it forgets"),
     "lifelong-text": Entry("run_lifelong_text", "the same with a classifier of texts"),
     "flatness": Entry(
-        "evaluate_flatness", "measure sharpness and robustness to noisy weights of trained models", trains=False
+        "evaluate_flatness",
+        "measure sharpness, and robustness to noisy or compressed weights, of trained models",
+        trains=False,
     ),
     "compare": Entry(
         "compare_methods", "train with several methods on your data, and say which is worth its cost", trains=False

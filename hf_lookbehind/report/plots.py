@@ -49,6 +49,43 @@ def plot_accuracy_against_noise(
     return _save(figure, axes, path, xlabel, ylabel)
 
 
+def plot_forms(
+    curves: Mapping[str, tuple[Sequence[str], Sequence[float], Sequence[float]]],
+    path: str | Path,
+    *,
+    title: str = "",
+    ylabel: str,
+    legend: str = "mean, bars: 1 sd",
+) -> Path:
+    """Draw a metric of models whose weights took several forms: a group of dots per form, a dot per model or method.
+
+    Args:
+        curves: by label, in the order of the legend, (forms, mean, sd), three sequences of one length. Forms are
+            words, and stand in the order in which they first come; the sd are the half lengths of the error bars.
+        path: the PNG file to write; its folder must exist.
+        title, ylabel, legend: text as given.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: there are no curves, or more than can be told apart (7).
+    """
+    figure, axes = _axes(len(curves))
+    places: dict[str, int] = {}
+    for forms, _, _ in curves.values():
+        for form in forms:
+            places.setdefault(form, len(places))
+    for number, (label, (forms, mean, sd)) in enumerate(curves.items()):
+        aside = (number - (len(curves) - 1) / 2) * 0.7 / len(curves)
+        _draw_curve(axes, number, label, ([places[form] + aside for form in forms], mean, sd), line="none")
+    axes.set_xticks(range(len(places)), list(places))
+    for edge in range(1, len(places)):
+        axes.axvline(edge - 0.5, color="0.9", linewidth=0.8)
+    axes.set_title(title, fontsize=11)
+    return _save(figure, axes, path, "weights", ylabel, legend)
+
+
 def plot_search(curves: Mapping[str, Curve], path: str | Path, *, xlabel: str, ylabel: str) -> Path:
     """Draw a score against a setting that was tried, on a logarithmic axis: a line for each choice of the others.
 
@@ -249,7 +286,7 @@ def _axes(curves: int) -> tuple[Figure, Axes]:
     return figure, figure.add_subplot()
 
 
-def _draw_curve(axes: Axes, number: int, label: str, curve: Curve) -> None:
+def _draw_curve(axes: Axes, number: int, label: str, curve: Curve, line: str | None = None) -> None:
     x, mean, sd = curve
     axes.errorbar(
         x,
@@ -258,7 +295,7 @@ def _draw_curve(axes: Axes, number: int, label: str, curve: Curve) -> None:
         label=label,
         color=COLOURS[number],
         marker=MARKERS[number],
-        linestyle=LINES[number],
+        linestyle=line or LINES[number],
         markersize=5,
         linewidth=1.6,
         elinewidth=0.9,

@@ -3,12 +3,14 @@
 import sys
 
 import pytest
+from matplotlib.axes import Axes
 from PIL import Image
 
 from hf_lookbehind.report import (
     Grid,
     plot_accuracy_against_noise,
     plot_forgetting,
+    plot_forms,
     plot_grids,
     plot_search,
     plot_training,
@@ -24,6 +26,21 @@ def test_a_png_is_written_with_ink_on_it(tmp_path):
         assert image.format == "PNG"
         assert image.width > 1000
         assert len(image.convert("RGB").getcolors(1 << 24)) > 10
+
+
+def test_forms_stand_side_by_side_in_the_order_in_which_they_first_come(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Axes, "set_xticks", lambda axes, *ticks: drawn.append((axes, ticks)))
+    curves = {
+        "AdamW": (["int4", "nf4"], [0.6, 0.7], [0.0, 0.0]),
+        "SAM": (["prune:0.5", "nf4"], [0.5, 0.8], [0.1, 0.0]),
+    }
+    with Image.open(plot_forms(curves, tmp_path / "forms.png", ylabel="accuracy")) as image:
+        assert len(image.convert("RGB").getcolors(1 << 24)) > 10
+    ((axes, ticks),) = drawn
+    assert list(ticks[1]) == ["int4", "nf4", "prune:0.5"]
+    adamw, sam = (container.lines[0].get_xdata() for container in axes.containers)
+    assert [round(x) for x in adamw] == [0, 1] and [round(x) for x in sam] == [2, 1] and adamw[1] < sam[1]
 
 
 def test_pyplot_stays_unimported(tmp_path):

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForImageClassification
 
 from hf_lookbehind.hub.card.measured import read_flatness, write_flatness
-from hf_lookbehind.measures import hessian_eigenvalues, sharpness, weight_noise
+from hf_lookbehind.measures import compression, hessian_eigenvalues, sharpness, weight_noise
 from hf_lookbehind.scripts.evaluate_flatness import main
 from hf_lookbehind.scripts.run_image_classification import main as train
 from hf_lookbehind.scripts.run_image_classification import make_parser, prepare
@@ -21,6 +21,7 @@ from tests.processes import run_group
 TINY = "hidden_size=16,num_hidden_layers=1,num_attention_heads=2,intermediate_size=16"
 DATA = ["--dataset_name", "digits", "--train_split", "train[:64]", "--test_split", "train[64:90]"]
 WHAT = ["--sigma", "0.2", "0.4", "--draws", "3", "--rho", "0.05", "--sharpness_steps", "2", "--hessian", "1"]
+WHAT = ["--compress", "int3", "prune:0.7", *WHAT]
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +55,8 @@ def measured(models, tmp_path_factory):
 def test_the_results_are_those_of_the_measures(models, measured):
     root, table = measured
     out, folders = root / "out", [str(models / name) for name in ("k0", "k2")]
-    assert "| noise 0.4 " in table and "| rise at rho 0.05 " in table and str(root) not in table
+    assert all(f"| {name} " in table for name in ("noise 0.4", "int3", "prune:0.7", "rise at rho 0.05"))
+    assert str(root) not in table
 
     found = json.loads((out / "flatness.json").read_text())
     assert str(root) not in json.dumps(found) and [record["model"] for record in found["models"]] == ["k0", "k2"]
@@ -72,14 +74,16 @@ def test_the_results_are_those_of_the_measures(models, measured):
     assert record["value"] == pytest.approx(float(accuracy(model.eval()))) and record["examples"] == 26
     for ours, expected in zip(record["weight_noise"], weight_noise(model, accuracy, [0.2, 0.4], draws=3), strict=True):
         assert ours["values"] == pytest.approx(expected["values"])
+    assert record["compression"] == compression(model, accuracy, ["int3", "prune:0.7"])
     assert record["sharpness"] == [
         {"rho": 0.05, "rise": pytest.approx(sharpness(model, [batch], [0.05], steps=2)[0.05], rel=1e-4)}
     ]
     assert record["hessian_eigenvalues"] == pytest.approx(hessian_eigenvalues(model, [batch]), rel=1e-3)
     with (out / "flatness.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 2 * 5 and {"model": "k2", "measure": "accuracy", "at": "sigma=0.4"}.items() <= rows[7].items()
-    assert (out / "flatness.png").is_file()
+    assert len(rows) == 2 * 7 and {"model": "k2", "measure": "accuracy", "at": "sigma=0.4"}.items() <= rows[9].items()
+    assert rows[11]["at"] == "form=prune:0.7" and float(rows[11]["value"]) == record["compression"][1]["value"]
+    assert (out / "flatness.png").is_file() and (out / "compression.png").is_file()
     assert json.loads((out / "run_status.json").read_text())["exit_code"] == 0
     assert not (out / "unused").exists()
 
@@ -107,6 +111,8 @@ def test_the_cards_of_the_models_say_what_was_measured_if_that_is_asked_for(mode
             "not measured" in earlier.partition("## Flatness")[2] and f"{record['sharpness'][0]['rise']:.4g} " in text
         )
         assert "not measured" not in text.partition("## Flatness")[2] and "(flatness.png)" in text
+        assert f"accuracy with 70% of the weights pruned | {record['compression'][1]['value']:.3f} " in text
+        assert "accuracy with int3 weights " in text and "](compression.png)" in text
         assert (folder / "flatness.png").is_file() and not list(folder.glob("README.backup*"))
 
 
@@ -170,6 +176,7 @@ BAD_INPUT = {
         lambda root: [str(root / "k0"), *DATA, "--rho", "1", "--sharpness_kind", "x"],
         "--sharpness_kind='x'",
     ),
+    "form": (lambda root: [str(root / "k0"), *DATA, "--compress", "int5"], "--compress contains 'int5', which is not"),
     "no draws": (lambda root: [str(root / "k0"), *WHAT, *DATA, "--draws", "0"], "--draws 0 is not allowed"),
     "no data": (lambda root: [str(root / "k0"), *WHAT], "one of --dataset_name and --train_dir is needed"),
     "no card": (

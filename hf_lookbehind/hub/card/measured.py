@@ -37,8 +37,8 @@ def write_flatness(
     Args:
         folder: of the model, or of several models' results.
         records: of a model each: `metric`, `value`, `examples`, `split`, and what was measured: `weight_noise`
-            (records of `measures.weight_noise`), `sharpness` (records of `rho` and `rise` of the loss),
-            `hessian_eigenvalues`; and `not_measured`, the reason by the name of what could not be.
+            and `compression` (records of the `measures` of that name), `sharpness` (records of `rho` and `rise` of the
+            loss), `hessian_eigenvalues`; and `not_measured`, the reason by the name of what could not be.
         settings: how: `noise_kind`, `draws`, `sharpness_kind`, `sharpness_steps`, `adaptive`, `max_examples`.
         figures: alternative text by path in the folder. Default: none.
     """
@@ -98,6 +98,10 @@ def flatness_table(content: Mapping[str, Any]) -> str:
             for noise in record.get("weight_noise", ())
             if noise["sigma"]
         ]
+        rows += [
+            {"measure": f"{record['metric']} with {_in_words(made['form'])}", "value": format_number(made["value"], 3)}
+            for made in record.get("compression", ())
+        ]
     return format_table(rows) if rows else ""
 
 
@@ -113,6 +117,11 @@ def how_measured(content: Mapping[str, Any]) -> list[str]:
         )
     if "weight_noise" in record:
         said.append(f"Weight noise: {settings['noise_kind']}, mean +- sd over {settings['draws']} draws.")
+    if "compression" in record:
+        said.append(
+            "Compression: the weights of linear and convolution layers are rounded to nearest, or the smallest of "
+            "each tensor pruned, without calibration or further training."
+        )
     if "sharpness" in record:
         kind = KINDS[settings["sharpness_kind"]].format(steps=settings["sharpness_steps"])
         scaled = ", scaled by the weights" if settings["adaptive"] else ""
@@ -125,6 +134,17 @@ def how_measured(content: Mapping[str, Any]) -> list[str]:
     if missing:
         said.append(f"{' and '.join(missing).capitalize()}: not measured; see `hf-lookbehind flatness`.")
     return said
+
+
+def _in_words(form: str) -> str:
+    """
+    >>> _in_words("int4"), _in_words("int4:tensor"), _in_words("prune:0.7")
+    ('int4 weights', 'int4 weights of one scale per tensor', '70% of the weights pruned')
+    """
+    kind, _, detail = form.partition(":")
+    if kind == "prune":
+        return f"{100 * float(detail):g}% of the weights pruned"
+    return f"{kind} weights{f' of one scale per {detail}' if detail else ''}"
 
 
 def _are_weights(name: str) -> bool:

@@ -20,7 +20,7 @@ from ..cli.lock import check_free
 from ..cli.paths import check_nothing_to_resume, exists, goes_on_in, resume_from
 from ..cli.running import SEARCH_NAME, STATUS_NAME
 
-FLATNESS_NAMES = (FLATNESS_NAME, "flatness.csv", "flatness.png")
+FLATNESS_NAMES = (FLATNESS_NAME, "flatness.csv", "flatness.png", "compression.png")
 # Of what is shared, this may be the user's own.
 _MAYBE_THEIRS = (CARD_NAME, "LICENSE*", "NOTICE*", "*.png", "*_results.json")
 # What the programs write, and what would be loaded with a model of theirs.
