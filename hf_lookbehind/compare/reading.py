@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from ..config import InputError
+from ..measures.compression import checked_forms
 from ..programs.cli.running import one_line
 from ..programs.registry import PROGRAMS
 from .study import BUDGETS, DATA, HERE, Choices, Flags, Method, Study, references
@@ -201,7 +202,7 @@ def _extra_passes(section: _Section) -> dict[str, float]:
 
 def _measures(top: _Section, metric: str) -> dict[str, Any]:
     numbers = _is_list_of(_is_number)
-    noise, sharp = top.section("weight_noise", {}), top.section("sharpness", {})
+    noise, forms, sharp = (top.section(key, {}) for key in ("weight_noise", "compression", "sharpness"))
     found: dict[str, Any] = {}
     if noise.all():
         sigmas = noise.take("sigmas", numbers, "a list of different numbers, 0 or more")
@@ -209,6 +210,12 @@ def _measures(top: _Section, metric: str) -> dict[str, Any]:
         rated = noise.take("metric", _is_metric, "what the noise changes, as test_accuracy", metric)
         found["weight_noise"] = {"sigmas": sigmas, "draws": draws, "metric": rated}
         noise.end()
+    if forms.all():
+        words = forms.take("forms", _is_list_of(_is_text), "a list of different words, as int4")
+        checked_forms(forms.path("forms"), words)
+        rated = forms.take("metric", _is_metric, "what the compression changes, as test_accuracy", metric)
+        found["compression"] = {"forms": words, "metric": rated}
+        forms.end()
     if sharp.all():
         found["sharpness"] = {
             "rhos": sharp.take("rhos", numbers, "a list of different numbers, 0 or more"),

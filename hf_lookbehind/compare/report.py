@@ -17,6 +17,7 @@ from ..report import (
     paired_interval,
     plot_accuracy_against_noise,
     plot_against_cost,
+    plot_forms,
     plot_grids,
     share_kept,
 )
@@ -60,10 +61,11 @@ class Report:
             for task, budget, method in study.cells()
         }
         self.digits = 1 if study.scale == 100 else 3
-        noise, sharp = study.measures.get("weight_noise", {}), study.measures.get("sharpness", {})
+        noise, forms, sharp = (study.measures.get(name, {}) for name in ("weight_noise", "compression", "sharpness"))
         self.columns = [self._metric_column(name) for name in (study.metric, *study.also)]
         self.noise_columns = {s: self._noise_column(i, s) for i, s in enumerate(noise.get("sigmas", ())) if s > 0}
-        self.columns += self.noise_columns.values()
+        self.form_columns = {form: self._form_column(i, form) for i, form in enumerate(forms.get("forms", ()))}
+        self.columns += [*self.noise_columns.values(), *self.form_columns.values()]
         self.columns += [self._sharpness_column(i, rho) for i, rho in enumerate(sharp.get("rhos", ()))]
 
     def _runs(self, records: Mapping[str, Trial], task: str, budget: str, method: Method) -> dict[int, Trial]:
@@ -88,6 +90,12 @@ class Report:
 
     def _noise(self, record: Trial, i: int) -> float | None:
         return self._scaled(record["weight_noise"][i]["mean"]) if "weight_noise" in record else None
+
+    def _form_column(self, i: int, form: str) -> Column:
+        def value(record: Trial) -> float | None:
+            return self._scaled(record["compression"][i]["value"]) if "compression" in record else None
+
+        return Column(form, value, is_lower_better(self.study.measures["compression"]["metric"]), self.digits)
 
     def _sharpness_column(self, i: int, rho: float) -> Column:
         def rise(record: Trial) -> float | None:
@@ -144,6 +152,11 @@ class Report:
         if study.metric.startswith("eval_"):
             said.append("What is reported was measured on the data that settings were chosen on, which flatters it.")
         noise, sharp = study.measures.get("weight_noise"), study.measures.get("sharpness")
+        if self.form_columns:
+            said.append(
+                f"{_list(list(self.form_columns))}: `{study.measures['compression']['metric']}` once the weights of "
+                "linear and convolution layers are rounded or pruned, without calibration or further training."
+            )
         if noise:
             said.append(f"Noise sigma: multiplicative Gaussian noise on all weights, mean of {noise['draws']} draws.")
         if sharp:
@@ -303,6 +316,10 @@ class Report:
                         at_noise = at | {"ylabel": f"{self.study.measures['weight_noise']['metric']}{unit}"}
                         curves = self._by_label(names, lambda m, of=(task, budget): self._noise_curve((*of, m)))
                         paths += _drawn(plot_accuracy_against_noise, curves, folder / f"noise-{name}", **at_noise)
+                    if self.form_columns:
+                        at_forms = at | {"ylabel": f"{self.study.measures['compression']['metric']}{unit}"}
+                        curves = self._by_label(names, lambda m, of=(task, budget): self._form_values((*of, m)))
+                        paths += _drawn(plot_forms, curves, folder / f"forms-{name}", **at_forms)
                     if self.study.curve:
                         at_each = at | {"xlabel": self.study.curve["xlabel"], "ylabel": ylabel}
                         curves = self._by_label(names, lambda m, of=(task, budget): self._metric_curve((*of, m)))
@@ -329,6 +346,10 @@ class Report:
     def _noise_curve(self, cell: tuple[str, str, str]) -> tuple[list[float], list[float], list[float]]:
         values = [(sigma, list(self.values(cell, column).values())) for sigma, column in self._noise_levels().items()]
         return _unzip([(sigma, *mean_sd(v)) for sigma, v in values if v])
+
+    def _form_values(self, cell: tuple[str, str, str]) -> tuple[list[str], list[float], list[float]]:
+        values = [(form, list(self._values(cell, column).values())) for form, column in self.form_columns.items()]
+        return _unzip([(form, *mean_sd(v)) for form, v in values if v])
 
     def _noise_levels(self) -> dict[float, Column]:
         """By sigma; at 0 what is reported, if it is the same metric."""
@@ -374,7 +395,7 @@ def _drawn(plot: Callable[..., Path], curves: Mapping[str, Any], path: Path, **t
     return [plot(curves, path, **text)] if curves else []
 
 
-def _unzip(points: Sequence[tuple[float, float, float]]) -> tuple[list[float], list[float], list[float]]:
+def _unzip(points: Sequence[tuple[Any, float, float]]) -> tuple[list[Any], list[float], list[float]]:
     return [x for x, _, _ in points], [mean for _, mean, _ in points], [sd for _, _, sd in points]
 
 

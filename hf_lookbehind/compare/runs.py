@@ -21,7 +21,7 @@ import transformers
 import yaml
 
 from ..config import InputError
-from ..measures import sharpness, weight_noise
+from ..measures import compression, sharpness, weight_noise
 from ..programs.cli.arguments import is_lower_better
 from ..programs.registry import module_name
 from ..trainer.flatness import measured_batches, rated_by
@@ -105,28 +105,26 @@ def _record(run: Run, metrics: dict[str, Any], more: Trial) -> Trial:
 
 
 def _measure(run: Run, results: Any) -> Trial:
-    """Noise and sharpness of the final model. The loss is the model's own: without label smoothing."""
+    """Noise, compression and sharpness of the final model. The loss is the model's own: without label smoothing."""
     trainer, found = results.trainer, {}
     if "weight_noise" in run.measures:
         asked = run.measures["weight_noise"]
-        part, _, metric = asked["metric"].partition("_")
-        dataset = results.datasets[{"eval": "validation"}.get(part, part)]
-        rated, lower_is_better = rated_by(trainer, dataset, metric), is_lower_better(metric)
-
-        def evaluate(model: Any) -> float:
-            value = rated(model)
-            return math.inf if lower_is_better and math.isnan(value) else value
-
         records = weight_noise(
             trainer.model,
-            evaluate,
+            _rated(results, asked["metric"]),
             asked["sigmas"],
             draws=asked["draws"],
             seed=run.labels["seed"],
-            greater_is_better=not lower_is_better,
+            greater_is_better=not is_lower_better(asked["metric"]),
         )
         found["weight_noise"] = [
             {name: _finite(r[name]) for name in ("sigma", "mean", "sd", "worst")} for r in records
+        ]
+    if "compression" in run.measures:
+        asked = run.measures["compression"]
+        records = compression(trainer.model, _rated(results, asked["metric"]), asked["forms"])
+        found["compression"] = [
+            {"form": r["form"], "value": _finite(r["value"]), "change": _finite(r["change"])} for r in records
         ]
     if "sharpness" in run.measures:
         asked = run.measures["sharpness"]
@@ -135,6 +133,19 @@ def _measure(run: Run, results: Any) -> Trial:
         rises = sharpness(trainer.model, batches, asked["rhos"], steps=asked["steps"])
         found["sharpness"] = [{"rho": rho, "rise": _finite(rise)} for rho, rise in rises.items()]
     return found
+
+
+def _rated(results: Any, name: str) -> Callable[[Any], float]:
+    """A function of a model that gives a metric, as test_accuracy; what is better when lower is infinite for nan."""
+    part, _, metric = name.partition("_")
+    rated = rated_by(results.trainer, results.datasets[{"eval": "validation"}.get(part, part)], metric)
+    lower_is_better = is_lower_better(metric)
+
+    def evaluate(model: Any) -> float:
+        value = rated(model)
+        return math.inf if lower_is_better and math.isnan(value) else value
+
+    return evaluate
 
 
 def argv(run: Run, folders: Mapping[str, Path], folder: Path) -> list[str]:

@@ -59,6 +59,7 @@ STUDY = {
     "seeds": [0, 1],
     "weight_noise": {"sigmas": [0.3], "draws": 2},
     "sharpness": {"rhos": [0.05], "steps": 2},
+    "compression": {"forms": ["int3", "prune:0.5"]},
 }
 # two learning rates at two budgets and one rho, which is the same at both; then two seeds of three different runs
 TUNING_RUNS, REPORT_RUNS = 5, 6
@@ -142,6 +143,11 @@ def test_every_run_is_recorded_once_with_its_settings_measures_and_gradients(fin
         assert record["passes"] == (4 if record["method"] == "sam" else record["steps"])
         assert record["seed"] in ([100] if record["phase"] == "tuning" else [0, 1])
         assert ("weight_noise" in record) == ("sharpness" in record) == (record["phase"] == "report")
+        if record["phase"] == "report":
+            assert [(found["form"], 0 <= found["value"] <= 1) for found in record["compression"]] == [
+                ("int3", True),
+                ("prune:0.5", True),
+            ]
         assert 0 <= record["metrics"]["test_accuracy"] <= 1
     # what is one training at both budgets bears the name of the first
     assert {record["budget"] for record in found if record["method"] == "sam"} == {"steps"}
@@ -174,7 +180,7 @@ def test_the_report_holds_means_differences_and_figures_of_the_recorded_runs(fin
     assert f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]" in at_steps
     for name in re.findall(r"!\[.*\]\((.*)\)", text):
         assert (output / name).stat().st_size > 0
-    assert "noise-clean-gradients.png" in text and "cost-clean.png" in text
+    assert "noise-clean-gradients.png" in text and "cost-clean.png" in text and "forms-clean-steps.png" in text
 
 
 @pytest.mark.slow
@@ -283,15 +289,18 @@ def test_claims_are_the_intervals_that_leave_out_0_with_the_right_sign(finished,
         record["metrics"]["test_accuracy"] = 0.7 + wobble if is_sam else 0.5
         record["weight_noise"][0]["mean"] = 0.5 + (0.2 * record["seed"] if is_sam else 0.1)
         record["sharpness"][0]["rise"] = 2.0 + wobble if is_sam else 1.0
+        record["compression"][0]["value"] = 0.3 + record["seed"] / 2
+        record["compression"][1]["value"] = 0.6 + wobble if is_sam else 0.5
         return record
 
     text = with_edited_runs(finished, tmp_path, separate)
     half = 12.706 * 0.1  # Student's t at one degree of freedom, times the standard error of 20.0 and 20.2
     assert f"+20.1 [+{20.1 - half:.1f}, +{20.1 + half:.1f}]" in text
-    said = "better: test_accuracy; worse: sharpness 0.05; no difference shown: noise 0.3."
+    same = "no difference shown: noise 0.3, int3."
+    said = f"better: test_accuracy, prune:0.5; worse: sharpness 0.05; {same}"
     for budget in ("steps", "gradients"):
         assert f"- clean, equal {budget}, SAM against AdamW: {said}\n" in text
-    assert "4 of 6 intervals leave out 0" in text
+    assert "6 of 10 intervals leave out 0" in text
 
 
 @pytest.mark.slow
@@ -307,6 +316,8 @@ def test_the_share_of_a_gain_that_is_kept_is_reported_where_the_gain_is_clear(fi
         else:
             record["metrics"]["test_accuracy"], record["sharpness"][0]["rise"] = 0.6, 1.0
         record["weight_noise"][0]["mean"] = 0.5 - 0.1 * (record["method"] == "sam")  # SAM loses
+        record["compression"][0]["value"] = 0.5
+        record["compression"][1]["value"] = record["metrics"]["test_accuracy"]
         return record
 
     edited = [gains(r) if r["phase"] == "report" else r for r in records(output)]
@@ -316,7 +327,8 @@ def test_the_share_of_a_gain_that_is_kept_is_reported_where_the_gain_is_clear(fi
     assert text.count("The share that is kept of what SAM gains over AdamW") == 2
     rows = [line for line in text.splitlines() if line.startswith("| half") and "unclear" in line]
     cells = [cell.strip() for cell in rows[0].strip("| ").split("|")]
-    assert len(rows) == 2 and cells == ["half", "1.00 [1.00, 1.00]", "gain unclear", "1.00 [1.00, 1.00]"]
+    all_of_it, unclear = "1.00 [1.00, 1.00]", "gain unclear"
+    assert len(rows) == 2 and cells == ["half", all_of_it, unclear, unclear, all_of_it, all_of_it]
 
 
 @pytest.mark.slow
@@ -552,6 +564,8 @@ def edit(content: dict, path: str, value: object) -> dict:
         ),
         ("weight_noise.sigmas", [-1], "weight_noise.sigmas: [-1] is not allowed"),
         ("sharpness.on", "all", "sharpness.on: 'all' is not allowed"),
+        ("compression", {"forms": ["int5"]}, "compression.forms contains 'int5', which is not allowed: int8, int4,"),
+        ("compression", {"forms": ["int4"], "metric": "loss"}, "compression.metric: 'loss' is not allowed"),
         ("also", "test_loss", "also: 'test_loss' is not allowed: a list of further metrics"),
         ("curve", {"xlabel": "step"}, "curve.metrics is missing"),
         ("extra_passes", {"evening": 1}, "extra_passes.evening is not a task"),
