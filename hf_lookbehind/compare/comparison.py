@@ -13,6 +13,7 @@ from typing import Any
 from ..config import InputError, LookbehindWarning
 from ..programs.cli.arguments import is_lower_better
 from ..programs.tuning.grid import SearchResult, grid_search, widened
+from . import second
 from .launched import train_launched
 from .runs import Records, Workers, check, train_and_measure
 from .study import DATA, HERE, Choices, Method, Run, Study, Trial, first, length, passes_per_step
@@ -44,6 +45,8 @@ class Comparison:
         """
         for task, budget, method in self.study.cells():
             check(self.study.tuning_runs(task, budget, method)[0], self.folders)
+        if second.KEY in self.study.measures:
+            check(second.second_run(self.study.measures[second.KEY]), self.folders)
 
     def run(self) -> None:
         """Prepare, tune, and train under the fresh seeds, whatever of it has not been done yet."""

@@ -12,6 +12,7 @@ from ..config import InputError
 from ..measures.compression import checked_forms
 from ..programs.cli.running import one_line
 from ..programs.registry import PROGRAMS
+from . import second
 from .study import BUDGETS, DATA, HERE, Choices, Flags, Method, Study, references
 
 TRAINING = [name for name, entry in PROGRAMS.items() if entry.trains]
@@ -119,12 +120,13 @@ def _study(path: Path, top: _Section) -> Study:
         raise InputError(f"seeds: {shared[0]} is one of tuning_seeds too: what is reported needs fresh seeds")
     metric = top.take("metric", _is_metric, "what is reported, as test_accuracy")
     methods = {part.name.partition(".")[2]: _method(part) for part in top.section("methods").sections()}
+    flags = top.section("flags", {}).all()
     study = Study(
         name=path.stem,
         folder=path.parent,
         title=top.take("title", _is_text, "a text", path.stem),
         program=program,
-        flags=top.section("flags", {}).all(),
+        flags=flags,
         report_flags=top.section("report_flags", {}).all(),
         metric=metric,
         also=top.take("also", _is_list_of(_is_metric), "a list of further metrics, as test_loss", []),
@@ -139,7 +141,7 @@ def _study(path: Path, top: _Section) -> Study:
         budgets=top.take("budgets", _is_list_of(BUDGETS.__contains__), f"a list of {', '.join(BUDGETS)}", ["steps"]),
         tuning_seeds=tuning_seeds,
         seeds=seeds,
-        measures=_measures(top, metric),
+        measures=_measures(top, metric) | _second(top.section(second.KEY, {}), program, flags, metric),
         curve=_curve(top.section("curve", {})),
         show_grids=top.take("show_grids", lambda value: isinstance(value, bool), "true or false", False),
         share=_share(top.section("share", {}), methods),
@@ -225,6 +227,33 @@ def _measures(top: _Section, metric: str) -> dict[str, Any]:
         }
         sharp.end()
     return found
+
+
+def _second(section: _Section, program: str, of_study: Flags, metric: str) -> dict[str, Any]:
+    """What follows each reported run, or nothing."""
+    if not section.all():
+        return {}
+    given, reach = section.section("flags"), section.section("reach")
+    for name in given.all():
+        if name in second.DECIDED:
+            raise InputError(f"{given.path(name)} is not allowed: it starts from the run's model, without an ascent")
+    _check_flags(given.name, given.all(), [DATA, HERE])
+    if len(reach.all()) != 1:
+        raise InputError(f"{reach.name}: {reach.all()} is not allowed: one metric, as eval_accuracy: 0.8")
+    name, value = next(iter(reach.all().items()))
+    if not (_is_metric(name) and name.startswith("eval_")):
+        raise InputError(f"{reach.path(name)} is not allowed: a metric of the second task, as eval_accuracy")
+    if not _is_number(value):
+        raise InputError(f"{reach.path(name)}: {value!r} is not allowed: a number, 0 or more")
+    every = section.take("every", _is_whole, "steps between two looks at the second task, 1 or more", 10)
+    found = {
+        "program": program,
+        "flags": second.second_flags(of_study, given.all(), every),
+        "reach": {"metric": name, "value": value},
+        "metric": section.take("metric", _is_metric, "what is kept, as test_accuracy", metric),
+    }
+    section.end()
+    return {second.KEY: found}
 
 
 def _check(study: Study) -> None:

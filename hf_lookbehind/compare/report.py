@@ -21,6 +21,7 @@ from ..report import (
     plot_grids,
     share_kept,
 )
+from . import second
 from .study import Method, Study, Trial, first, passes_per_step
 
 Chosen = Mapping[tuple[str, str, str], SearchResult | None]  # by task, budget, method
@@ -67,6 +68,7 @@ class Report:
         self.form_columns = {form: self._form_column(i, form) for i, form in enumerate(forms.get("forms", ()))}
         self.columns += [*self.noise_columns.values(), *self.form_columns.values()]
         self.columns += [self._sharpness_column(i, rho) for i, rho in enumerate(sharp.get("rhos", ()))]
+        self.columns += [self._kept_column()] if second.KEY in study.measures else []
 
     def _runs(self, records: Mapping[str, Trial], task: str, budget: str, method: Method) -> dict[int, Trial]:
         """By seed."""
@@ -111,6 +113,12 @@ class Report:
     def gradients_per_step(self, method: Method) -> float:
         """Of the method with the first of its settings; those that may be chosen change nothing else of it."""
         return passes_per_step(self.study.flags | method.flags | first(method.grid))
+
+    def _kept_column(self) -> Column:
+        def kept(record: Trial) -> float | None:
+            return self._scaled(record["second"]["kept"]) if "second" in record else None
+
+        return Column(second.HEADING, kept, is_lower_better(self.study.measures[second.KEY]["metric"]), self.digits)
 
     # ---- text ----
 
@@ -164,6 +172,8 @@ class Report:
                 f"Sharpness rho: the highest rise of the loss within that radius ({sharp['steps']} ascent steps, "
                 f"at most {sharp['max_examples']} examples of the {sharp['on']} data)."
             )
+        if second.KEY in study.measures:
+            said.append(second.said_of(study.measures[second.KEY]))
         if "gradients" in study.budgets:
             said.append("Equal gradients: every method takes as many gradient passes as the costliest.")
         said.append("Gradient passes are in gradients of a whole batch; seconds are of one training, on one thread.")
@@ -182,6 +192,8 @@ class Report:
             row["n"] = len(runs)
             for column in self.columns:
                 row[column.heading] = _spread(list(self.values(cell, column).values()), column.digits)
+            if second.KEY in self.study.measures:
+                row["second task reached"] = second.reached(runs)
             for name in ("passes", "seconds"):
                 values = [run[name] for run in runs if "diverged" not in run]
                 row[name] = f"{mean_sd(values)[0]:.{0 if name == 'passes' else 1}f}" if values else ""
@@ -348,7 +360,7 @@ class Report:
         return _unzip([(sigma, *mean_sd(v)) for sigma, v in values if v])
 
     def _form_values(self, cell: tuple[str, str, str]) -> tuple[list[str], list[float], list[float]]:
-        values = [(form, list(self._values(cell, column).values())) for form, column in self.form_columns.items()]
+        values = [(form, list(self.values(cell, column).values())) for form, column in self.form_columns.items()]
         return _unzip([(form, *mean_sd(v)) for form, v in values if v])
 
     def _noise_levels(self) -> dict[float, Column]:

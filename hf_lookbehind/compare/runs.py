@@ -25,6 +25,7 @@ from ..measures import compression, sharpness, weight_noise
 from ..programs.cli.arguments import is_lower_better
 from ..programs.registry import module_name
 from ..trainer.flatness import measured_batches, rated_by
+from . import second
 from .study import Flags, Run, Trial, fill, references
 
 # What a study may override. Nothing of a run is kept but its numbers.
@@ -89,6 +90,8 @@ def train_and_measure(run: Run, folders: Mapping[str, Path], output: Path) -> Tr
         found["diverged"] = "a loss is not finite"
     else:
         found |= _measure(run, results)
+        if second.KEY in run.measures:
+            found["second"] = _finetune_again(run.measures[second.KEY], results, folders, output)
     # of a stream, those of all tasks
     steps = results.metrics.get("train_steps", results.trainer.state.global_step)
     counted = {"steps": steps, "passes": results.metrics["train_gradient_passes"]}
@@ -133,6 +136,16 @@ def _measure(run: Run, results: Any) -> Trial:
         rises = sharpness(trainer.model, batches, asked["rhos"], steps=asked["steps"])
         found["sharpness"] = [{"rho": rho, "rise": _finite(rise)} for rho, rise in rises.items()]
     return found
+
+
+def _finetune_again(asked: Mapping[str, Any], results: Any, folders: Mapping[str, Path], output: Path) -> Trial:
+    """What of the first task is `kept` after another, and how that one went. The first Trainer's model is lost."""
+    run, place = second.second_run(asked), output.parent / "second"
+    place.mkdir()
+    flags = [*argv(run, folders, place), f"--model_name_or_path={output}", f"--output_dir={place / 'model'}"]
+    found = second.finetune_again(run, flags, asked["reach"], results.trainer.model)
+    has_ended = found["steps"] is not None
+    return found | {"kept": _finite(_rated(results, asked["metric"])(results.trainer.model)) if has_ended else None}
 
 
 def _rated(results: Any, name: str) -> Callable[[Any], float]:

@@ -30,7 +30,7 @@ class Run:
     Attributes:
         labels: task, method, budget, phase ("tuning" or "report"), settings, seed; for the reader.
         program: the console name.
-        flags: of the program; `{data}` and `{name of a preparation}` stand for folders.
+        flags: of the program; `{data}`, `{here}` and `{name of a preparation}` stand for folders.
         measures: what is measured after it, as in the YAML; nothing in the tuning.
         references: names of preparations in the flags, with the keys of these.
         kept: where its model goes, within the folder of models; None: nothing is kept of it but numbers.
@@ -153,10 +153,18 @@ class Study:
             labels | {"settings": settings, "seed": seed},
             self.program,
             flags,
-            self.measures if phase == "report" else {},
+            self._measures(seed) if phase == "report" else {},
             self._references(flags, self.preparations),
             "/".join([*([budget] if len(self.budgets) > 1 else []), method.name]) if is_kept else None,
         )
+
+    def _measures(self, seed: int) -> dict[str, Any]:
+        """A second fine-tuning has the seed of the first."""
+        seeds = dict.fromkeys(self.seed_flags, seed)
+        return {
+            name: asked | {"flags": asked["flags"] | seeds} if "flags" in asked else asked
+            for name, asked in self.measures.items()
+        }
 
     def _passes(self, task: str, flags: Flags) -> float:
         return passes_per_step(flags) + self.extra_passes.get(task, 0)

@@ -6,9 +6,10 @@
     python scripts/studies label_noise.yaml --tasks wrong-30   # the other tasks later, or never
 
 Every method of every task and budget is tuned by one rule: the point of its grid with the best mean validation metric
-over the tuning seeds. Then it is run under fresh seeds with what was chosen, and its accuracy under weight noise and
-with compressed weights, and its sharpness, are measured. Budgets: "steps", all methods train as long as the YAML says;
-"gradients", all of them longer, so that they take as many gradients as the costliest one.
+over the tuning seeds. Then it is run under fresh seeds with what was chosen, and its accuracy under weight noise
+and with compressed weights, its sharpness, and what it keeps once it has learned another task are measured. Budgets:
+"steps", all methods train as long as the YAML says; "gradients", all of them longer, so that they take as many
+gradients as the costliest one.
 
 Each training is a run of a program (hf-lookbehind image-classification, ...). Finished ones are appended to
 runs.jsonl, by a key made of all their flags: a study that was killed goes on where it was, and one whose YAML was
@@ -21,10 +22,11 @@ whose model flags call {name}), tasks (name: flags), extra_passes (task: gradien
 as A-GEM takes), methods (name: label, flags, grid, grid_at: task or budget: other values of the grid), against
 (methods that the others are compared with), share (of: sam, over: plain: report the share that the others keep of what
 sam gains over plain), budgets, tuning_seeds, seeds, weight_noise (sigmas, draws, metric),
-compression (forms: int4, nf4, prune:0.7, ...; metric),
-sharpness (rhos, steps, on, max_examples), show_grids (draw the tuning as heat maps), widen (setting: how many values
-its grids may gain, one by one, as long as the best lies on an edge). {data} in a flag is the folder
-that --data names, {here} that of the YAML.
+compression (forms: int4, nf4, prune:0.7, ...; metric), sharpness (rhos, steps, on, max_examples), then_finetune (flags
+of a second, plain fine-tuning, beside those of every run; reach: eval_accuracy: 0.8, which ends it; every: steps
+between two looks, default 10; metric: what is kept of the first task), show_grids (draw the tuning as heat maps),
+widen (setting: how many values its grids may gain, one by one, as long as the best lies on an edge). In a flag, {data}
+is the folder that --data names, {here} that of the YAML.
 """
 
 import argparse

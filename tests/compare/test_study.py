@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from hf_lookbehind import InputError
-from hf_lookbehind.compare import comparison
+from hf_lookbehind.compare import comparison, second
 from hf_lookbehind.compare import report as compare_report
 from hf_lookbehind.compare import runs as compare_runs
 from hf_lookbehind.compare.reading import read_study
@@ -60,6 +60,12 @@ STUDY = {
     "weight_noise": {"sigmas": [0.3], "draws": 2},
     "sharpness": {"rhos": [0.05], "steps": 2},
     "compression": {"forms": ["int3", "prune:0.5"]},
+    # so low that the first look ends it
+    "then_finetune": {
+        "flags": {"train_split": "train[196:228]", "validation_split": "train[228:260]", "max_steps": 4},
+        "reach": {"eval_accuracy": 0.01},
+        "every": 2,
+    },
 }
 # two learning rates at two budgets and one rho, which is the same at both; then two seeds of three different runs
 TUNING_RUNS, REPORT_RUNS = 5, 6
@@ -148,6 +154,8 @@ def test_every_run_is_recorded_once_with_its_settings_measures_and_gradients(fin
                 ("int3", True),
                 ("prune:0.5", True),
             ]
+            assert record["second"] | {"kept": 0} == {"reached": True, "steps": 2, "kept": 0}
+            assert 0 <= record["second"]["kept"] <= 1
         assert 0 <= record["metrics"]["test_accuracy"] <= 1
     # what is one training at both budgets bears the name of the first
     assert {record["budget"] for record in found if record["method"] == "sam"} == {"steps"}
@@ -181,6 +189,9 @@ def test_the_report_holds_means_differences_and_figures_of_the_recorded_runs(fin
     for name in re.findall(r"!\[.*\]\((.*)\)", text):
         assert (output / name).stat().st_size > 0
     assert "noise-clean-gradients.png" in text and "cost-clean.png" in text and "forms-clean-steps.png" in text
+    seconds = [r["second"]["kept"] * 100 for r in found if (r["method"], r["phase"]) == ("sam", "report")]
+    mean, sd = mean_sd(seconds)
+    assert re.search(rf"\| SAM .*\| {mean:.1f} \+- {sd:.1f} +\| 2 of 2, 2 steps", at_steps)
 
 
 @pytest.mark.slow
@@ -200,7 +211,7 @@ def test_the_tuner_chooses_the_best_mean_and_its_edges_are_reported(finished):
 class Imagined:
     """Workers that train nothing: AdamW's accuracy peaks at 0.001 at equal steps, else far beyond its grid."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, share: bool = True) -> None:
         pass
 
     __enter__ = __exit__ = lambda self, *failure: self
@@ -289,18 +300,18 @@ def test_claims_are_the_intervals_that_leave_out_0_with_the_right_sign(finished,
         record["metrics"]["test_accuracy"] = 0.7 + wobble if is_sam else 0.5
         record["weight_noise"][0]["mean"] = 0.5 + (0.2 * record["seed"] if is_sam else 0.1)
         record["sharpness"][0]["rise"] = 2.0 + wobble if is_sam else 1.0
-        record["compression"][0]["value"] = 0.3 + record["seed"] / 2
+        record["second"]["kept"] = record["compression"][0]["value"] = 0.3 + record["seed"] / 2
         record["compression"][1]["value"] = 0.6 + wobble if is_sam else 0.5
         return record
 
     text = with_edited_runs(finished, tmp_path, separate)
     half = 12.706 * 0.1  # Student's t at one degree of freedom, times the standard error of 20.0 and 20.2
     assert f"+20.1 [+{20.1 - half:.1f}, +{20.1 + half:.1f}]" in text
-    same = "no difference shown: noise 0.3, int3."
+    same = "no difference shown: noise 0.3, int3, kept after a second fine-tune."
     said = f"better: test_accuracy, prune:0.5; worse: sharpness 0.05; {same}"
     for budget in ("steps", "gradients"):
         assert f"- clean, equal {budget}, SAM against AdamW: {said}\n" in text
-    assert "6 of 10 intervals leave out 0" in text
+    assert "6 of 12 intervals leave out 0" in text
 
 
 @pytest.mark.slow
@@ -316,7 +327,7 @@ def test_the_share_of_a_gain_that_is_kept_is_reported_where_the_gain_is_clear(fi
         else:
             record["metrics"]["test_accuracy"], record["sharpness"][0]["rise"] = 0.6, 1.0
         record["weight_noise"][0]["mean"] = 0.5 - 0.1 * (record["method"] == "sam")  # SAM loses
-        record["compression"][0]["value"] = 0.5
+        record["second"]["kept"] = record["compression"][0]["value"] = 0.5
         record["compression"][1]["value"] = record["metrics"]["test_accuracy"]
         return record
 
@@ -328,7 +339,7 @@ def test_the_share_of_a_gain_that_is_kept_is_reported_where_the_gain_is_clear(fi
     rows = [line for line in text.splitlines() if line.startswith("| half") and "unclear" in line]
     cells = [cell.strip() for cell in rows[0].strip("| ").split("|")]
     all_of_it, unclear = "1.00 [1.00, 1.00]", "gain unclear"
-    assert len(rows) == 2 and cells == ["half", all_of_it, unclear, unclear, all_of_it, all_of_it]
+    assert len(rows) == 2 and cells == ["half", all_of_it, unclear, unclear, all_of_it, all_of_it, unclear]
 
 
 @pytest.mark.slow
@@ -566,6 +577,13 @@ def edit(content: dict, path: str, value: object) -> dict:
         ("sharpness.on", "all", "sharpness.on: 'all' is not allowed"),
         ("compression", {"forms": ["int5"]}, "compression.forms contains 'int5', which is not allowed: int8, int4,"),
         ("compression", {"forms": ["int4"], "metric": "loss"}, "compression.metric: 'loss' is not allowed"),
+        ("then_finetune.flags.k", 2, "then_finetune.flags.k is not allowed: it starts from the run's model"),
+        ("then_finetune.flags.train_split", "{start}", "then_finetune.flags.train_split: {start} is unknown"),
+        ("then_finetune.flags.label_noise", 2, "then_finetune: --label_noise 2"),
+        ("then_finetune.reach", {}, "then_finetune.reach: {} is not allowed: one metric"),
+        ("then_finetune.reach", {"test_accuracy": 0.5}, "then_finetune.reach.test_accuracy is not allowed"),
+        ("then_finetune.reach.eval_accuracy", "x", "then_finetune.reach.eval_accuracy: 'x' is not allowed"),
+        ("then_finetune.every", 0, "then_finetune.every: 0 is not allowed"),
         ("also", "test_loss", "also: 'test_loss' is not allowed: a list of further metrics"),
         ("curve", {"xlabel": "step"}, "curve.metrics is missing"),
         ("extra_passes", {"evening": 1}, "extra_passes.evening is not a task"),
@@ -627,3 +645,5 @@ def test_studies_that_come_with_the_program_are_accepted_by_their_programs(path,
     for run_ in {cell[2].name: study.tuning_runs(*cell)[0] for cell in study.cells()}.values():
         flags = {name: value for name, value in run_.flags.items() if name != "model_name_or_path"}
         compare_runs.check(replace(run_, flags=flags), {"data": tmp_path, "here": path.parent})
+    if second.KEY in study.measures:
+        compare_runs.check(second.second_run(study.measures[second.KEY]), {"data": tmp_path, "here": path.parent})
