@@ -40,7 +40,8 @@ from hf_lookbehind.compare.asked import Asked, check_methods
 from hf_lookbehind.compare.cards import write_cards
 from hf_lookbehind.compare.comparison import Comparison
 from hf_lookbehind.compare.estimate import estimate, try_out
-from hf_lookbehind.compare.report import Report, write_report
+from hf_lookbehind.compare.figures import write_report
+from hf_lookbehind.compare.report import Report
 from hf_lookbehind.compare.runs import devices
 from hf_lookbehind.compare.study import BUDGETS, Study
 from hf_lookbehind.compare.verdict import NAME, as_data, verdict

@@ -24,7 +24,6 @@ if __name__ == "__main__":
 
 
 import argparse
-import difflib
 import importlib
 import os
 import sys
@@ -77,7 +76,7 @@ HESSIAN_STEPS = 100
 _OWN_ERRORS = (RuntimeError,) if int(os.environ.get("WORLD_SIZE", "1")) == 1 else ()
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> OneLineParser:
     parser = OneLineParser(
         description=__doc__,
         usage="%(prog)s MODEL [MODEL ...] [--sigma ...] [--compress ...] [--rho ...] [--hessian N] "
@@ -192,7 +191,9 @@ def program_for(model: str) -> Any:
 def load(names: Sequence[str], args: argparse.Namespace, rest: Sequence[str]) -> list[Subject]:
     """All models, each with the data as its own processor or tokenizer prepares them."""
     program, subjects = program_for(names[0]), []
-    _refuse_slips(rest, program)
+    if any(word.partition("=")[0] == "--model_name_or_path" for word in rest):
+        raise InputError("--model_name_or_path is not allowed: folders or ids of models come first, then the flags")
+    make_parser().refuse_slips(rest, program.make_parser())
     for name in names[1:]:
         if program_for(name) is not program:
             raise InputError(f"{name!r} is of another kind than {names[0]!r}: measure them in runs of their own")
@@ -223,23 +224,6 @@ def load(names: Sequence[str], args: argparse.Namespace, rest: Sequence[str]) ->
             raise InputError(f"--hessian {args.hessian} is not allowed: {name!r} has {size} parameters to train")
         subjects.append(Subject(label, trainer, task.datasets[split], said, metric))
     return subjects
-
-
-def _refuse_slips(rest: Sequence[str], program: Any) -> None:
-    """A slip in a flag of this program, to which the other one would suggest one of its own; and a model as a flag.
-
-    Raises:
-        InputError
-    """
-    own, others = make_parser()._option_string_actions, program.make_parser()._option_string_actions
-    for flag in (word.partition("=")[0] for word in rest if word.startswith("--")):
-        if flag == "--model_name_or_path":
-            raise InputError(
-                "--model_name_or_path is not allowed: folders or ids of models come first, then the flags"
-            )
-        meant = [] if flag in others else difflib.get_close_matches(flag, own, n=1, cutoff=0.8)
-        if meant:
-            raise InputError(f"unknown flag {flag}: did you mean {meant[0]}?")
 
 
 def measure(subject: Subject, args: argparse.Namespace, record: dict[str, Any]) -> None:

@@ -37,8 +37,8 @@ from pathlib import Path
 
 from hf_lookbehind import InputError
 from hf_lookbehind.compare.comparison import Comparison
+from hf_lookbehind.compare.figures import write_report
 from hf_lookbehind.compare.reading import read_study
-from hf_lookbehind.compare.report import write_report
 from hf_lookbehind.compare.study import Study
 from hf_lookbehind.programs.cli.lock import hold
 from hf_lookbehind.programs.cli.paths import check_folder_to_write

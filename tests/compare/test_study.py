@@ -20,8 +20,7 @@ import pytest
 import yaml
 
 from hf_lookbehind import InputError
-from hf_lookbehind.compare import comparison, second
-from hf_lookbehind.compare import report as compare_report
+from hf_lookbehind.compare import comparison, figures, second
 from hf_lookbehind.compare import runs as compare_runs
 from hf_lookbehind.compare.reading import read_study
 from hf_lookbehind.compare.study import fill, passes_per_step
@@ -361,9 +360,9 @@ def test_further_metrics_and_the_grids_of_the_tuning_are_reported_and_drawn(fini
     content = edit(content, "methods.sam", {"flags": {"k": 1}, "grid": {"learning_rate": [0.01], "rho": [0.02]}})
     shutil.copy(output / "runs.jsonl", tmp_path)
     drawn = {}
-    plot_grids = compare_report.plot_grids
+    plot_grids = figures.plot_grids
     monkeypatch.setattr(
-        compare_report, "plot_grids", lambda grids, path, **text: plot_grids(drawn.setdefault(path.name, grids), path)
+        figures, "plot_grids", lambda grids, path, **text: plot_grids(drawn.setdefault(path.name, grids), path)
     )
     code, said = run(write(tmp_path, content), tmp_path, "--report_only")
     assert code == 0, said
