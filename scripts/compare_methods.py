@@ -48,6 +48,7 @@ from hf_lookbehind.compare.verdict import NAME, as_data, verdict
 from hf_lookbehind.hub.card.measured import json_values
 from hf_lookbehind.hub.redact import command, redact_flags
 from hf_lookbehind.measures.accepted import check_numbers
+from hf_lookbehind.measures.compression import checked_forms
 from hf_lookbehind.programs.cli.lock import hold
 from hf_lookbehind.programs.cli.paths import check_folder_to_write
 from hf_lookbehind.programs.cli.running import OneLineParser, RunStatus, no_empty_folder, quiet_libraries, run_program
@@ -70,6 +71,7 @@ def make_parser() -> OneLineParser:
     add("--rhos", type=float, nargs="+", default=[], help="Lookbehind's radii to choose from. Default: alike.")
     add("--weight_noise", type=float, nargs="+", default=[], help="Also the metric under noise of these levels.")
     add("--draws", type=int, default=5, help="Draws of the noise, for each level. Default: 5.")
+    add("--compress", nargs="+", default=[], help="Also the metric with compressed weights: int4 int3 nf4 prune:0.7.")
     add("--sharpness", type=float, nargs="+", default=[], help="Also the rise of the loss within these radii.")
     add("--workers", type=int, help="Trainings at a time. Default: one for each GPU, or core; 1 with --launcher.")
     add("--launcher", default="", help="Command that runs each training, as 'torchrun --nproc_per_node 2'.")
@@ -96,6 +98,8 @@ def parse(argv: Sequence[str] | None) -> tuple[str, argparse.Namespace, list[str
             raise InputError(f"--{name} {value} is not allowed: 1 or more")
     for name, least in (("learning_rates", 0), ("rhos", 0), ("weight_noise", 0), ("sharpness", 0)):
         check_numbers(f"--{name}", getattr(args, name) or [1], of="numbers", least=least)
+    if args.compress:
+        checked_forms("--compress", args.compress)
     if args.tune == "off" and (args.learning_rates or args.rhos):
         raise InputError("--learning_rates and --rhos are for --tune on")
     if len(set(args.budget)) < len(args.budget):
@@ -125,6 +129,8 @@ def study_of(program_name: str, args: argparse.Namespace, rest: Sequence[str]) -
     if args.weight_noise:
         rated = {"sigmas": args.weight_noise, "draws": args.draws, "metric": f"{part}_{metric}"}
         measures["weight_noise"] = rated
+    if args.compress:
+        measures["compression"] = {"forms": args.compress, "metric": f"{part}_{metric}"}
     if args.sharpness:
         measures["sharpness"] = {"rhos": args.sharpness, "steps": 5, "on": "train", "max_examples": 256}
     asked = Asked(

@@ -17,7 +17,7 @@ from ..report import (
     share_kept,
 )
 from . import second
-from .study import Method, Study, Trial, first, passes_per_step
+from .study import Method, Study, Trial, config_of, first, passes_per_step
 
 Chosen = Mapping[tuple[str, str, str], SearchResult | None]  # by task, budget, method
 
@@ -182,6 +182,7 @@ class Report:
             row: dict[str, Any] = {"method": method.label, "settings": "not tuned yet"}
             if result is not None:
                 row["settings"] = settings_in_words(result.best)
+                row["rate"] = _rate_times_alpha(self.study.flags | self.study.tasks[task] | method.flags | result.best)
             row["n"] = len(runs)
             for column in self.columns:
                 row[column.heading] = _spread(list(self.values(cell, column).values()), column.digits)
@@ -193,10 +194,16 @@ class Report:
             diverged = sum("diverged" in run for run in runs)
             row["diverged"] = diverged or None
             rows.append(row)
-        headings = {name: {"passes": "gradient passes"}.get(name, name) for name in rows[0]}
+        words = {"passes": "gradient passes", "rate": "learning rate x alpha"}
+        headings = {name: words.get(name, name) for name in rows[0] if name != "rate" or self._has_slow_weights()}
         if not any(row["diverged"] for row in rows):
             del headings["diverged"]
         return format_table(rows, headings)
+
+    def _has_slow_weights(self) -> bool:
+        """Whether an alpha scales the learning rate of a method, so that these alone do not compare."""
+        configs = [config_of(self.study.flags | m.flags) for m in self.study.methods.values()]
+        return any(config.k > 1 and config.descent == "every" for config in configs)
 
     def differences(self, task: str, budget: str) -> Iterator[dict[str, Any]]:
         """Of each method and each it is compared with, by column: mean, low, high, n; only what has a pair."""
@@ -313,6 +320,14 @@ def _list(values: Sequence[Any]) -> str:
 def settings_in_words(settings: Mapping[str, Any]) -> str:
     """In a cell of a table."""
     return ", ".join(f"{name} {f'{v:g}' if isinstance(v, float) else v}" for name, v in settings.items()) or "fixed"
+
+
+def _rate_times_alpha(flags: Mapping[str, Any]) -> str | None:
+    """What a static alpha makes of the learning rate; an adaptive one is mostly near 1."""
+    rate, alpha = flags.get("learning_rate"), config_of(flags).alpha
+    if rate is None or flags.get("method") == "plain":
+        return None if rate is None else f"{rate:g}"
+    return f"{rate:g} x {alpha}" if isinstance(alpha, str) else f"{rate * alpha:g}"
 
 
 def _spread(values: Sequence[float], digits: int) -> str:

@@ -216,10 +216,14 @@ def fill(flags: Flags, folders: Mapping[str, Path]) -> Flags:
 
 def passes_per_step(flags: Flags) -> float:
     """Gradients of a whole batch per optimizer step of the Trainer, on average over the steps of `ascent_every`."""
-    names = ["method", *(f.name for f in fields(LookbehindConfig))]
-    asked = lookbehind_config({name: flags[name] for name in names if name in flags})
-    config = of_method(flags.get("method", "lookbehind"), asked)
+    config = of_method(flags.get("method", "lookbehind"), config_of(flags))
     return config.gradient_passes(config.ascent_every) / config.ascent_every
+
+
+def config_of(flags: Mapping[str, Any]) -> LookbehindConfig:
+    """What flags say of the method, resolved; of `--method matched` what is matched."""
+    names = ["method", *(f.name for f in fields(LookbehindConfig))]
+    return lookbehind_config({name: flags[name] for name in names if name in flags}).resolved()
 
 
 def length(flags: Flags) -> tuple[str, float]:
