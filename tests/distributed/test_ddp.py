@@ -21,12 +21,12 @@ def assert_same(results, expected, tolerance=1e-10):
             assert results[name][1][key] == pytest.approx(values, rel=1e-4, abs=1e-6), (name, key)
 
 
-@pytest.mark.parametrize(("batch", "accumulation"), [(4, 2), (2, 4)])
+@pytest.mark.parametrize(("batch", "accumulation"), [(4, 2), pytest.param(2, 4, marks=pytest.mark.slow)])
 def test_accumulation_equals_one_big_batch(tmp_path, one_process, batch, accumulation):
     assert_same(workers.train_all(tmp_path, batch, accumulation), one_process)
 
 
-@pytest.mark.parametrize(("batch", "accumulation"), [(4, 1), (2, 2)])
+@pytest.mark.parametrize(("batch", "accumulation"), [pytest.param(4, 1, marks=pytest.mark.slow), (2, 2)])
 def test_two_processes_equal_one(tmp_path, one_process, batch, accumulation):
     ranks = run_group(workers.train_all, tmp_path, batch, accumulation)
     for results in ranks:
@@ -36,6 +36,7 @@ def test_two_processes_equal_one(tmp_path, one_process, batch, accumulation):
         assert max_difference(ranks[0][name][0], ranks[1][name][0]) == 0.0
 
 
+@pytest.mark.slow
 def test_three_processes_on_uneven_windows_stay_identical(tmp_path):
     """28 images over 3 processes: the last window is padded by HF's sampler, and is the same for all."""
     ranks = run_group(workers.train_all, tmp_path, 3, 1, workers.METHODS, 28, world=3)
@@ -44,14 +45,14 @@ def test_three_processes_on_uneven_windows_stay_identical(tmp_path):
         assert max_difference(ranks[0][name][0], ranks[2][name][0]) == 0.0
 
 
-@pytest.mark.parametrize(("sync_ascent", "per_step"), [(True, 4), (False, 3)])
-def test_all_reduces_per_step(tmp_path, sync_ascent, per_step):
+def test_all_reduces_per_step(tmp_path):
     """k+1 gradients are reduced, or k where each process climbs its own."""
     from tests.training import PLAIN, make_model
 
     parameters = sum(p.numel() for p in make_model(**PLAIN).parameters())
-    for sizes in run_group(workers.all_reduces, tmp_path, dict(k=3, sync_ascent=sync_ascent)):
-        assert sizes.count(parameters) == 3 * per_step
+    configs = [dict(k=3, sync_ascent=True), dict(k=3, sync_ascent=False)]
+    for found in run_group(workers.all_reduces, tmp_path, configs):
+        assert [sizes.count(parameters) for sizes in found] == [3 * 4, 3 * 3]
 
 
 # ---- m-sharpness ----
@@ -110,15 +111,14 @@ def test_each_process_climbs_its_own_gradient_and_all_descend_the_average(k):
         assert unused is None  # what no process used stays without a gradient
 
 
-@pytest.mark.parametrize("sync_ascent", [True, False])
-@pytest.mark.parametrize("at", [0, 2, 3])
-def test_all_processes_abandon_an_iteration_together(at, sync_ascent):
-    ranks = run_group(workers.non_finite_on_one_rank, dict(k=3), at, sync_ascent)
-    for seen in ranks:
-        assert [skipped for skipped, _ in seen] == [False, True, False]
-        assert max_difference(seen[1][1], seen[0][1]) == 0.0 < max_difference(seen[2][1], seen[1][1])
-    for one, other in zip(*ranks, strict=True):
-        assert max_difference(one[1], other[1]) == 0.0
+def test_all_processes_abandon_an_iteration_together():
+    cases = [(at, sync_ascent) for at in (0, 2, 3) for sync_ascent in (True, False)]
+    for ranks in zip(*run_group(workers.non_finite_on_one_rank, dict(k=3), cases), strict=True):
+        for seen in ranks:
+            assert [skipped for skipped, _ in seen] == [False, True, False]
+            assert max_difference(seen[1][1], seen[0][1]) == 0.0 < max_difference(seen[2][1], seen[1][1])
+        for one, other in zip(*ranks, strict=True):
+            assert max_difference(one[1], other[1]) == 0.0
 
 
 def test_one_process_alone_needs_no_group():

@@ -54,13 +54,17 @@ def train_all(output_dir, batch, accumulation, methods=METHODS, n=24, **options)
     return results
 
 
-def all_reduces(output_dir, config):
-    """Sizes of what is all-reduced in three steps."""
-    trainer = make_trainer(output_dir, config, model=make_model(**PLAIN), max_steps=3)
-    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as recorded:
-        trainer.train()
-    shapes = [event.input_shapes[0] for event in recorded.events() if event.name == "gloo:all_reduce"]
-    return [shape[0] if shape else 1 for shape in shapes]
+def all_reduces(output_dir, configs):
+    """Sizes of what is all-reduced in three steps, under each configuration."""
+    found = []
+    for config in configs:
+        trainer = make_trainer(output_dir, config, model=make_model(**PLAIN), max_steps=3)
+        with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as recorded:
+            trainer.train()
+        events = recorded.profiler.kineto_results.events()  # `recorded.events()` would take seconds
+        shapes = [event.shapes()[0] for event in events if event.name() == "gloo:all_reduce"]
+        found.append([shape[0] if shape else 1 for shape in shapes])
+    return found
 
 
 # ---- the core alone ----
@@ -97,10 +101,13 @@ def _shard_of_mlp(rank):
     return model, lambda m: torch.nn.functional.cross_entropy(m(inputs[mine]), labels[mine])
 
 
-def non_finite_on_one_rank(config, at, sync_ascent):
-    """The gradient of rank 1 is infinite in pass `at` of the second of three iterations."""
-    if not dist.is_initialized():
-        dist.init_process_group("gloo")
+def non_finite_on_one_rank(config, cases):
+    """The gradient of rank 1 is infinite in pass `at` of the second of three iterations; for several such cases."""
+    dist.init_process_group("gloo")
+    return [_non_finite_on_one_rank(config, at, sync_ascent) for at, sync_ascent in cases]
+
+
+def _non_finite_on_one_rank(config, at, sync_ascent):
     rank = dist.get_rank()
     model, loss_fn = _shard_of_mlp(rank)
     wrapped = DistributedDataParallel(model, find_unused_parameters=True)

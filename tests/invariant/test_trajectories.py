@@ -5,36 +5,56 @@ import torch
 
 from tests.invariant import trajectories
 
+# run always; all of them in `make test-all`
+FEW = ("AdamW", "Lookbehind-SAM, adaptive", "Lookbehind-ASAM")
+# a representative of each kind of configuration runs always
+QUICK = ("2 accumulated x 4", "2 processes x 4", "activation checkpointing")
+
+
+def baseline_of(tmp_path_factory, methods):
+    return trajectories.final_weights(tmp_path_factory.mktemp("baseline"), trajectories.BASELINE, methods)
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    return baseline_of(tmp_path_factory, FEW)
+
 
 @pytest.fixture(scope="module")
 def baseline(tmp_path_factory):
-    return trajectories.final_weights(tmp_path_factory.mktemp("baseline"), trajectories.BASELINE)
+    return baseline_of(tmp_path_factory, tuple(trajectories.METHODS))
 
 
-# a representative of each kind runs always
-SLOW = {"4 accumulated x 2", "2 processes x 2 accumulated x 2", "stopped and resumed"}
-SLOW |= {"2 processes, stopped and resumed"}
-SLOW |= {name for name in trajectories.CLASSES if name.startswith("FSDP2")}
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else [])
-        for name in trajectories.CLASSES
-        if name != trajectories.BASELINE
-    ],
-)
-def test_configurations_of_one_class_end_with_the_same_weights(tmp_path, baseline, name):
-    weights = trajectories.final_weights(tmp_path, name)
-    for method, difference in trajectories.largest_differences(weights, baseline).items():
+def assert_same(folder, name, expected):
+    weights = trajectories.final_weights(folder, name, tuple(expected))
+    for method, difference in trajectories.largest_differences(weights, expected).items():
         assert difference <= 1e-10, method
 
 
-def test_the_weights_moved_and_the_methods_differ(baseline):
-    """The classes above would agree, too, if nothing were trained."""
-    assert all(tensor.dtype == torch.float64 for tensor in baseline["AdamW"].values())
-    for method in trajectories.METHODS:
+def assert_moved_and_differ(weights):
+    assert all(tensor.dtype == torch.float64 for tensor in weights["AdamW"].values())
+    for method in weights:
         if method != "AdamW":
-            shifted = baseline | {"AdamW": baseline[method]}
-            assert trajectories.largest_differences(shifted, baseline)["AdamW"] > 1e-5, method
+            shifted = weights | {"AdamW": weights[method]}
+            assert trajectories.largest_differences(shifted, weights)["AdamW"] > 1e-5, method
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_configurations_of_one_class_end_with_the_same_weights(tmp_path, few, name):
+    assert_same(tmp_path, name, few)
+
+
+def test_the_weights_moved_and_the_methods_differ(few):
+    """The classes above would agree, too, if nothing were trained."""
+    assert_moved_and_differ(few)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in trajectories.CLASSES if name != trajectories.BASELINE])
+def test_so_it_is_of_every_method(tmp_path, baseline, name):
+    assert_same(tmp_path, name, baseline)
+
+
+@pytest.mark.slow
+def test_every_method_moved_the_weights_and_differs(baseline):
+    assert_moved_and_differ(baseline)

@@ -60,10 +60,11 @@ def flags(output_dir, batch, accumulation, **others):
     return [f"--{name}={value}" for name, value in (settings | others).items()]
 
 
-def train(folder, name):
+def train(folder, name, methods=METHODS):
     """Train every method in one configuration; the final models are in `folder/method`."""
     processes, batch, accumulation, others = CLASSES[name]
-    for method, config in METHODS.items():
+    for method in methods:
+        config = METHODS[method]
         output_dir = Path(folder, method)
         if "resume_from_checkpoint" in others:
             _main(flags(output_dir, batch, accumulation, **config, **_without_resume(others)))
@@ -85,20 +86,20 @@ def _main(argv):
     assert exit_code == 0, said.getvalue()
 
 
-def final_weights(folder, name):
-    """The final weights of every method, as saved."""
+def final_weights(folder, name, methods=tuple(METHODS)):
+    """The final weights of every method, as saved. In several processes each program rehearses its training."""
     if CLASSES[name][0] == 1:
-        train(folder, name)
+        train(folder, name, methods)
     else:
-        run_group(train, folder, name, world=CLASSES[name][0])
-    return {method: load_file(Path(folder, method, "model.safetensors")) for method in METHODS}
+        run_group(train, folder, name, methods, world=CLASSES[name][0], rehearsed=True)
+    return {method: load_file(Path(folder, method, "model.safetensors")) for method in methods}
 
 
 def largest_differences(weights, expected):
     """By method."""
     return {
         method: max((weights[method][name] - tensor).abs().max().item() for name, tensor in expected[method].items())
-        for method in METHODS
+        for method in weights
     }
 
 

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import multiprocessing
 import os
 import signal
 
@@ -16,10 +15,8 @@ from hf_lookbehind.lifelong.replay_methods import MixedDataset, NoReplay
 from hf_lookbehind.lifelong.runner import check_stream
 from tests.lifelong.streams import SHORT, DigitsNet, factory, killed_run, run, split_digits, stream
 from tests.models import max_difference, weights_of
+from tests.processes import context
 from tests.training import arguments, make_model
-
-processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["tests.lifelong.streams"])
 
 
 def memory_bytes(folder, task):
@@ -39,7 +36,7 @@ def memory_bytes(folder, task):
     ],
 )
 def test_killed_in_a_task_and_resumed_equals_uninterrupted(tmp_path, task, forward, settings):
-    child = processes.Process(target=killed_run, args=(tmp_path / "cut", task, forward), kwargs=settings)
+    child = context.Process(target=killed_run, args=(tmp_path / "cut", task, forward), kwargs=settings)
     child.start()
     child.join(timeout=120)
     assert child.exitcode == -signal.SIGKILL

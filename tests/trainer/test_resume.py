@@ -1,6 +1,5 @@
 """Killed at any moment and resumed, a run ends with the weights of the uninterrupted one, bit for bit."""
 
-import multiprocessing
 import os
 import shutil
 import signal
@@ -14,16 +13,13 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from hf_lookbehind import InputError
 from hf_lookbehind.trainer.resume import last_complete_checkpoint, restore_counts
 from tests.models import max_difference, weights_of
+from tests.processes import context
 from tests.training import images, make_model, make_trainer, train
 
 CONFIG = dict(k=3, alpha="adaptive", rho=0.05)
 # 7 micro-batches an epoch, windows of 2: checkpoints within epochs, at their ends, and in the second epoch
 RUN = dict(max_steps=10, gradient_accumulation_steps=2, save_strategy="steps", save_steps=2, save_total_limit=2)
 FORWARDS_PER_STEP = 2 * 4
-
-# Children start from a server that has imported everything once.
-processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["tests.training"])
 
 
 def kill():
@@ -83,11 +79,22 @@ class Steps(TrainerCallback):
 
 
 @pytest.fixture(scope="module")
-def steps(tmp_path_factory):
-    """The weights after each step of a run that nothing interrupts."""
-    watch = Steps()
-    train(tmp_path_factory.mktemp("uninterrupted"), CONFIG, trainer_kwargs=dict(callbacks=[watch]), **RUN)
-    return watch.weights
+def finished(tmp_path_factory):
+    """The folder of a run that nothing interrupts, and the weights after each of its steps."""
+    folder, watch = tmp_path_factory.mktemp("uninterrupted"), Steps()
+    train(folder, CONFIG, trainer_kwargs=dict(callbacks=[watch]), **RUN)
+    return folder, watch.weights
+
+
+@pytest.fixture
+def finished_run(finished, tmp_path):
+    """A copy of the folder."""
+    return shutil.copytree(finished[0], tmp_path / "finished")
+
+
+@pytest.fixture(scope="module")
+def steps(finished):
+    return finished[1]
 
 
 @pytest.fixture(scope="module")
@@ -99,18 +106,25 @@ def uninterrupted(steps):
     ("moment", "at", "resumes_at"),
     [
         ("forward", 3, None),  # before the first checkpoint
-        *[("forward", 4 * FORWARDS_PER_STEP + 1 + j, 4) for j in range(0, FORWARDS_PER_STEP, 3)],
-        ("forward", 9 * FORWARDS_PER_STEP - 1, 8),
+        ("forward", 4 * FORWARDS_PER_STEP + 4, 4),  # in the middle of a window
         ("model.safetensors", 4, 2),
-        ("training_args.bin", 6, 4),
         ("optimizer.pt", 4, 2),
-        ("scheduler.pt", 6, 4),
-        ("rng_state.pth", 8, 6),
         ("trainer_state.json", 8, 6),
+        *[
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [
+                ("forward", 4 * FORWARDS_PER_STEP + 1, 4),
+                ("forward", 4 * FORWARDS_PER_STEP + 7, 4),
+                ("forward", 9 * FORWARDS_PER_STEP - 1, 8),
+                ("training_args.bin", 6, 4),
+                ("scheduler.pt", 6, 4),
+                ("rng_state.pth", 8, 6),
+            ]
+        ],
     ],
 )
 def test_killed_and_resumed_equals_uninterrupted(tmp_path, uninterrupted, moment, at, resumes_at):
-    child = processes.Process(target=killed_run, args=(tmp_path, moment, at))
+    child = context.Process(target=killed_run, args=(tmp_path, moment, at))
     child.start()
     child.join(timeout=120)
     assert child.exitcode == -signal.SIGKILL
@@ -125,16 +139,15 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, uninterrupted, moment
     assert max_difference(resumed.model, uninterrupted) == 0.0
 
 
-def test_a_cut_checkpoint_is_named(tmp_path, monkeypatch):
-    train(tmp_path, CONFIG, **RUN)
-    (tmp_path / "checkpoint-10" / "trainer_state.json").unlink()
-    (tmp_path / "checkpoint-none").mkdir()
+def test_a_cut_checkpoint_is_named(finished_run, monkeypatch):
+    (finished_run / "checkpoint-10" / "trainer_state.json").unlink()
+    (finished_run / "checkpoint-none").mkdir()
     said = []
     monkeypatch.setattr("hf_lookbehind.trainer.resume.logger.warning", said.append)
-    assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-8")
+    assert last_complete_checkpoint(finished_run) == str(finished_run / "checkpoint-8")
     assert len(said) == 1 and "checkpoint-10 is passed over: it has no trainer_state.json" in said[0]
-    (tmp_path / "checkpoint-8" / "checkpoint-is-incomplete.txt").touch()
-    assert last_complete_checkpoint(tmp_path) is None
+    (finished_run / "checkpoint-8" / "checkpoint-is-incomplete.txt").touch()
+    assert last_complete_checkpoint(finished_run) is None
 
 
 @pytest.mark.parametrize("first", [dict(k=2), None], ids=["other settings", "plain trainer"])
@@ -148,11 +161,14 @@ def test_resuming_under_another_config_warns_and_names_the_fields(tmp_path, monk
         assert "k: 2 -> 3, rho: 0.02 -> 0.1" in message and "alpha" not in message
     else:
         assert "without Lookbehind" in message
-    # the same settings, said differently, are no difference
-    said.clear()
-    make_trainer(tmp_path, dict(k=3, alpha=0.5, rho=0.1), max_steps=4, save_strategy="steps", save_steps=3).train()
+
+
+def test_the_same_settings_said_differently_are_no_difference(tmp_path, monkeypatch):
+    train(tmp_path, dict(k=3, alpha=0.5, rho=0.1), max_steps=1, save_strategy="steps", save_steps=1)
+    said = []
+    monkeypatch.setattr("hf_lookbehind.trainer.resume.logger.warning", said.append)
     same = dict(k=3, alpha=0.5, rho=0.1, eta=0.01)
-    make_trainer(tmp_path, same, max_steps=5).train(str(tmp_path / "checkpoint-3"))
+    make_trainer(tmp_path, same, max_steps=2).train(str(tmp_path / "checkpoint-1"))
     assert said == []
 
 
@@ -165,9 +181,8 @@ class Events(TrainerCallback):
             setattr(self, event, lambda *args, event=event, **kwargs: self.seen.append(event))
 
 
-def test_a_finished_run_takes_no_further_step(tmp_path, uninterrupted):
-    train(tmp_path, CONFIG, **RUN)
-    again = make_trainer(tmp_path, CONFIG, trainer_kwargs=dict(callbacks=[events := Events()]), **RUN)
+def test_a_finished_run_takes_no_further_step(finished_run, uninterrupted):
+    again = make_trainer(finished_run, CONFIG, trainer_kwargs=dict(callbacks=[events := Events()]), **RUN)
     again.train(resume_from_checkpoint=True)
     assert again.state.global_step == RUN["max_steps"]
     assert events.seen == ["on_train_begin", "on_train_end"]
@@ -204,7 +219,7 @@ def test_a_run_that_had_stopped_early_takes_no_further_step(tmp_path):
     assert first.state.global_step == 3
 
 
-@pytest.mark.parametrize("way", [shutil.move, shutil.copytree])
+@pytest.mark.parametrize("way", [shutil.move, pytest.param(shutil.copytree, marks=pytest.mark.slow)])
 def test_the_best_checkpoint_is_found_where_the_run_is_now(tmp_path, way):
     first = rated(tmp_path / "old", [3.0, 1.0], max_steps=2)
     first.train()
@@ -281,7 +296,9 @@ def jit_trainer(output_dir, callbacks, **options):
     return trainer
 
 
-@pytest.mark.parametrize("event", ["on_substep_end", "on_pre_optimizer_step", "on_optimizer_step"])
+@pytest.mark.parametrize(
+    "event", ["on_substep_end", "on_pre_optimizer_step", pytest.param("on_optimizer_step", marks=pytest.mark.slow)]
+)
 def test_just_in_time_checkpoint_holds_slow_weights_and_resumes_exactly(tmp_path, steps, uninterrupted, event):
     before = signal.getsignal(signal.SIGTERM)
     try:
@@ -306,11 +323,14 @@ class Slow(TrainerCallback):
 
 def run_until_terminated(output_dir):
     torch.set_num_threads(1)
-    jit_trainer(output_dir, [Slow()], max_steps=1000, lr_scheduler_type="constant").train()
+    slow = Slow()
+    trainer = jit_trainer(output_dir, [slow], max_steps=1000, lr_scheduler_type="constant")
+    slow.manager.kill_wait = 0.3  # of HF's three seconds for a SIGKILL
+    trainer.train()
 
 
 def test_a_real_sigterm_saves_slow_weights(tmp_path):
-    child = processes.Process(target=run_until_terminated, args=(tmp_path,))
+    child = context.Process(target=run_until_terminated, args=(tmp_path,))
     child.start()
     deadline = time.time() + 120
     while not (tmp_path / "started").exists() and child.is_alive() and time.time() < deadline:

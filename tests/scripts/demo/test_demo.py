@@ -3,10 +3,12 @@
 import contextlib
 import io
 import json
+import os
 import re
+import runpy
 import shutil
-import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -20,23 +22,46 @@ from hf_lookbehind import InputError
 from hf_lookbehind.hub.card.render import load
 from hf_lookbehind.programs.cli.running import quiet_libraries
 from hf_lookbehind.scripts.demo import __main__ as demo
+from tests.processes import context, leave_out_rehearsals
 
 NAMES = [method.name for method in demo.DEMO_METHODS]
 
 
+@dataclass(frozen=True)
+class Trial:
+    """A demo that has ended, and what it said."""
+
+    folder: Path
+    exit_code: int | None
+    stdout: str
+    stderr: str
+
+
+def by_path(said: Path, *flags: str) -> None:
+    for stream in (1, 2):
+        os.dup2(os.open(said / str(stream), os.O_CREAT | os.O_WRONLY), stream)
+    leave_out_rehearsals()
+    sys.argv = ["demo", *flags]
+    runpy.run_path(str(Path(demo.__file__).parent), run_name="__main__")
+
+
 @pytest.fixture(scope="module")
-def trial(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
+def trial(tmp_path_factory) -> Trial:
     """As a user would, by path: the demo silences libraries for its whole process."""
-    folder = tmp_path_factory.mktemp("demo")
-    flags = ["--output_dir", folder, "--max_steps", 1, "--seeds", 0, "--draws", 1]
-    command = [sys.executable, Path(demo.__file__).parent, *flags]
-    return folder, subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=600)
+    folder, said = tmp_path_factory.mktemp("demo"), tmp_path_factory.mktemp("said")
+    flags = ["--output_dir", str(folder), "--max_steps", "1", "--seeds", "0", "--draws", "1"]
+    child = context.Process(target=by_path, args=(said, *flags))
+    child.start()
+    child.join(600)
+    code = child.exitcode
+    child.kill()
+    return Trial(folder, code, *((said / stream).read_text() for stream in "12"))
 
 
 @pytest.fixture(scope="module")
-def two_seeds(trial, tmp_path_factory) -> tuple[Path, str]:
+def two_seeds(trial: Trial, tmp_path_factory) -> tuple[Path, str]:
     """A demo of two seeds after an earlier run, which trains nothing: each model is the trial's of its method."""
-    trained, folder, said = trial[0], tmp_path_factory.mktemp("two_seeds"), io.StringIO()
+    trained, folder, said = trial.folder, tmp_path_factory.mktemp("two_seeds"), io.StringIO()
     (folder / "notes.txt").write_text("the user's own")
     (folder / "adamw").mkdir()
     (folder / "adamw" / "left-over.txt").write_text("of an earlier run")
@@ -56,13 +81,12 @@ def two_seeds(trial, tmp_path_factory) -> tuple[Path, str]:
 
 
 def test_demo_ends_well_and_says_nothing_on_stderr(trial):
-    _, process = trial
-    assert process.returncode == 0, process.stderr
-    assert process.stderr == ""
+    assert trial.exit_code == 0, trial.stderr
+    assert trial.stderr == ""
 
 
 def test_demo_prints_a_line_per_run_and_a_row_per_method(trial, two_seeds):
-    for printed, seeds in ((trial[1].stdout, 1), (two_seeds[1], 2)):
+    for printed, seeds in ((trial.stdout, 1), (two_seeds[1], 2)):
         assert len([line for line in printed.splitlines() if line.startswith("[")]) == 1 + seeds * len(NAMES)
         for method in demo.DEMO_METHODS:
             assert f"| {method.label} " in printed
@@ -71,14 +95,14 @@ def test_demo_prints_a_line_per_run_and_a_row_per_method(trial, two_seeds):
 
 def test_demo_folder_holds_the_first_seeds_models_alone_and_keeps_the_users_files(trial, two_seeds):
     written = {"pretrained", "results.json", "noise.png", *NAMES}
-    for (folder, _), expected in ((trial, written), (two_seeds, written | {"notes.txt"})):
+    for folder, expected in ((trial.folder, written), (two_seeds[0], written | {"notes.txt"})):
         assert {path.name for path in folder.iterdir()} == expected
     assert not (two_seeds[0] / "adamw" / "left-over.txt").exists()
 
 
 def test_results_hold_every_run_with_its_settings_and_passes(trial, two_seeds):
     recipe = yaml.safe_load(demo.RECIPE.read_text())
-    for (folder, _), seeds in ((trial, [0]), (two_seeds, [0, 1])):
+    for folder, seeds in ((trial.folder, [0]), (two_seeds[0], [0, 1])):
         runs = json.loads((folder / "results.json").read_text())["runs"]
         assert [(run["method"], run["seed"]) for run in runs] == [(name, seed) for seed in seeds for name in NAMES]
         assert [run["gradient_passes"] for run in runs[: len(NAMES)]] == [1, 2, 2, 6, 6]
@@ -90,7 +114,7 @@ def test_results_hold_every_run_with_its_settings_and_passes(trial, two_seeds):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_models_are_ready_to_load(trial, name):
-    folder, _ = trial
+    folder = trial.folder
     model = AutoModelForImageClassification.from_pretrained(folder / name)
     assert model.config.num_labels == 10
     pixels = AutoImageProcessor.from_pretrained(folder / name)(Image.new("L", (8, 8)), return_tensors="pt")
