@@ -32,7 +32,7 @@ def assert_two_equal_one(two, one):
     assert max_difference(first, alone) <= 1e-10
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("name", ["accelerate", pytest.param("ddp", marks=slow), "fsdp"])
 def test_two_processes_of_a_script_equal_one(tmp_path, name):
     script = write(tmp_path, name)
     launch.run_script(script, tmp_path / "one")
@@ -49,6 +49,7 @@ def test_two_processes_of_a_script_under_torchrun_equal_one(tmp_path, name):
     assert_two_equal_one(tmp_path, tmp_path / "one")
 
 
+@slow
 def test_m_sharpness_keeps_the_processes_identical_and_is_another_method(tmp_path):
     script = write(tmp_path, "accelerate")
     launch.run_script(script, tmp_path / "sync")

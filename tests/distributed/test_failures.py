@@ -44,7 +44,7 @@ def assert_nothing_is_lost(output_dir, uninterrupted, survivors):
         assert max_difference(resumed[STEPS], uninterrupted[STEPS]) == 0.0
 
 
-@pytest.mark.parametrize("a_pass", [0, 2, PASSES - 1])
+@pytest.mark.parametrize("a_pass", [0, pytest.param(2, marks=pytest.mark.slow), PASSES - 1])
 def test_a_killed_process_ends_the_other_and_the_run_resumes_exactly(tmp_path, uninterrupted, a_pass):
     codes, seconds = run_until_failure(tmp_path, kill, a_pass)
     assert codes[1] == -signal.SIGKILL
@@ -52,7 +52,7 @@ def test_a_killed_process_ends_the_other_and_the_run_resumes_exactly(tmp_path, u
     assert_nothing_is_lost(tmp_path, uninterrupted, survivors=[0])
 
 
-@pytest.mark.parametrize("a_pass", [0, 2])
+@pytest.mark.parametrize("a_pass", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_an_exception_in_one_process_ends_the_other_and_the_run_resumes_exactly(tmp_path, uninterrupted, a_pass):
     codes, seconds = run_until_failure(tmp_path, fail, a_pass)
     assert codes[1] not in (0, None)

@@ -57,7 +57,7 @@ def test_several_meshes_m_sharpness_and_a_model_of_shards_from_elsewhere_are_ref
     Version(transformers.__version__) < Version("5.19"), reason="Trainers take sharded models since transformers 5.19"
 )
 def test_trainer_on_a_model_sharded_at_load_time_equals_one_process(tmp_path):
-    methods = {name: workers.METHODS[name] for name in ("adamw", "sam", "lookbehind-asam-adaptive-global")}
+    methods = {name: workers.METHODS[name] for name in ("sam", "lookbehind-asam-adaptive-global")}
     make_model(torch.float64, **PLAIN).save_pretrained(tmp_path / "source")
     expected = workers.train_all(tmp_path / "one", batch=8, accumulation=1, methods=methods)
     ranks = run_group(workers.fsdp_trainer, tmp_path / "source", tmp_path / "out", methods)

@@ -12,11 +12,8 @@ from tests.training import PLAIN, images, make_model, make_trainer
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    """What each process found, of all cases that take little time."""
-    cases = (
-        workers.methods, workers.neutral, workers.resumed, workers.other_forms, workers.again, workers.failing,
-        workers.without_shards,
-    )  # fmt: skip
+    """What each process found, of the cases that always run."""
+    cases = workers.neutral, workers.resumed, workers.other_forms, workers.without_shards
     return run_group(workers.all_of, tmp_path_factory.mktemp("fsdp"), *cases)
 
 
@@ -27,9 +24,14 @@ def expected(tmp_path_factory):
     return {name: weights for name, (weights, *_) in results.items()}
 
 
+@pytest.fixture(scope="module")
+def more(tmp_path_factory):
+    return run_group(workers.all_of, tmp_path_factory.mktemp("more"), workers.methods, workers.again, workers.failing)
+
+
 @pytest.mark.slow
-def test_every_method_equals_one_process(ranks, expected):
-    for found in ranks:
+def test_every_method_equals_one_process(more, expected):
+    for found in more:
         for name, weights in found["methods"].items():
             assert max_difference(weights, expected[name]) <= 1e-14, name
 
@@ -53,7 +55,8 @@ def test_what_is_not_supported_is_refused_by_name(ranks):
         assert "accelerate would train with DDP" in found["without_shards"]
 
 
-def test_a_second_training_goes_on_with_the_optimizer(tmp_path, ranks):
+@pytest.mark.slow
+def test_a_second_training_goes_on_with_the_optimizer(tmp_path, more):
     """Accelerate tells shards apart by their addresses: those that a process holds nothing of have the same."""
     data = images(24, torch.float64)
     trainer = make_trainer(
@@ -62,14 +65,15 @@ def test_a_second_training_goes_on_with_the_optimizer(tmp_path, ranks):
     )  # fmt: skip
     trainer.train()
     trainer.train()
-    assert max(found["again"][1] for found in ranks) > 1
-    for found in ranks:
+    assert max(found["again"][1] for found in more) > 1
+    for found in more:
         for weights in found["again"][0].values():
             assert max_difference(weights, weights_of(trainer.model)) <= 1e-14
 
 
-def test_an_error_in_any_pass_leaves_the_slow_weights(ranks):
-    for found in ranks:
+@pytest.mark.slow
+def test_an_error_in_any_pass_leaves_the_slow_weights(more):
+    for found in more:
         weights, loss = found["failing"]
         assert weights == 0.0 and loss <= 1e-12
 

@@ -80,10 +80,10 @@ def logits(model, inputs):
         return model.eval()(**inputs).logits
 
 
-FRESH = pytest.param("adapters", True, marks=pytest.mark.slow)
+SLOW = [pytest.param(*case, marks=pytest.mark.slow) for case in (("clm", False), ("adapters", True))]
 
 
-@pytest.mark.parametrize("kind, in_fresh_process", [*((kind, False) for kind in LOADED), FRESH])
+@pytest.mark.parametrize("kind, in_fresh_process", [*((k, False) for k in LOADED if k != "clm"), *SLOW])
 def test_what_a_program_pushes_loads_elsewhere_and_is_the_same_model(hub, tmp_path, capsys, kind, in_fresh_process):
     main, flags, loader, inputs = LOADED[kind]
     inputs = {"pixel_values": torch.rand(1, 3, 8, 8)} if kind == "images" else inputs
@@ -158,8 +158,8 @@ def test_what_would_fail_later_is_refused_before_the_training(hub, tmp_path, cap
         ("commit", dict(status=401), "20", "does not accept the token"),
         pytest.param("commit", dict(status=403), "20", "may not write to user/model", marks=pytest.mark.slow),
         pytest.param("preupload", dict(status=503), "3", "within 3 seconds", marks=pytest.mark.slow),
-        ("commit", dict(drop=True), "20", "cannot be reached"),
-        ("preupload", dict(hang=True), "3", "within 3 seconds"),
+        pytest.param("commit", dict(drop=True), "20", "cannot be reached", marks=pytest.mark.slow),
+        pytest.param("preupload", dict(hang=True), "3", "within 3 seconds", marks=pytest.mark.slow),
     ],
 )
 def test_a_hub_that_fails_at_the_end_costs_nothing_but_a_command(
@@ -241,7 +241,10 @@ def test_the_token_is_written_nowhere(hub, tmp_path, monkeypatch, capfd, way):
         assert CANARY.encode() not in content, name
 
 
-@pytest.mark.parametrize("fault, pushed", [({}, True), (dict(status=503), False), (dict(hang=True), False)])
+@pytest.mark.parametrize(
+    "fault, pushed",
+    [({}, True), (dict(status=503), False), pytest.param(dict(hang=True), False, marks=pytest.mark.slow)],
+)
 def test_checkpoints_are_pushed_beside_the_training_and_failures_are_told(
     hub, tmp_path, monkeypatch, caplog, fault, pushed
 ):

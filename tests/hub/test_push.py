@@ -107,7 +107,11 @@ CHECKS = {
 }
 
 
-@pytest.mark.parametrize("case", CHECKS)
+# each is told by the status of an answer, as another is
+ALIKE = ("no token", "read-only token, new repository", "repository of someone else")
+
+
+@pytest.mark.parametrize("case", [pytest.param(c, marks=pytest.mark.slow) if c in ALIKE else c for c in CHECKS])
 def test_what_would_fail_at_the_end_fails_in_seconds_before_the_training(hub, monkeypatch, case):
     options, faults, message = CHECKS[case]
     monkeypatch.delenv("HF_TOKEN")
@@ -152,7 +156,9 @@ PUSHES = {
 
 
 # the client's own retries last until the deadline
-SLOW = ("unavailable before the upload", "unavailable in the batch", "drops in the upload", "hangs in the upload")
+SLOW = ["unavailable before the upload", "unavailable in the batch", "drops in the upload", "hangs in the upload"]
+# told as another case is
+SLOW += ["the rights are gone", "too large", "an error page for the card", "a page for the card"]
 
 
 @pytest.mark.parametrize("case", [pytest.param(c, marks=pytest.mark.slow) if c in SLOW else c for c in PUSHES])

@@ -120,7 +120,7 @@ def test_a_push_is_the_model_alone_and_after_it_is_on_disk(hub, tmp_path):
     assert isinstance(later, Future) and later.result(30).oid and "v2" in repo.branches
 
 
-@pytest.mark.parametrize("strategy", ["every_save", "all_checkpoints", "end"])
+@pytest.mark.parametrize("strategy", ["every_save", pytest.param("all_checkpoints", marks=pytest.mark.slow), "end"])
 def test_what_the_trainer_pushes_by_itself_is_the_model_alone(hub, tmp_path, strategy):
     hub.tokens = {CANARY: "write"}
     args = dict(push_to_hub=True, hub_strategy=strategy, hub_token=CANARY, save_strategy="steps", save_steps=1)
@@ -207,6 +207,7 @@ def test_a_push_of_a_checkpoint_that_fails_is_told_and_the_training_goes_on(
     assert warning.startswith("checkpoint-1 was not pushed") and message in warning
 
 
+@pytest.mark.slow
 def test_a_hub_that_hangs_at_the_end_is_given_up(hub, tmp_path, monkeypatch):
     """Whatever is asked there: the card asks for the license of the base model."""
     monkeypatch.setattr("hf_lookbehind.hub.push.PUSH_SECONDS", 1.5)

@@ -231,6 +231,7 @@ def test_a_new_model_of_a_config(tmp_path, trained):
     assert len(results.datasets["train"][0]["input_ids"]) == 48  # as many as the model takes
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
     flags = [*written(tmp_path, a=FIRST), *NEW_MODEL, *QUICK, "--max_steps", "6", "--save_steps", "3"]
     assert main([*flags, "--output_dir", str(tmp_path / "whole")]) == 0

@@ -373,6 +373,7 @@ def test_sigterm_with_a_checkpoint_is_no_success(tmp_path, capsys, monkeypatch):
     assert list(tmp_path.glob("checkpoint-*/trainer_state.json"))
 
 
+@pytest.mark.slow
 def test_early_stopping_keeps_the_best_model(tmp_path):
     # the highest loss as the best one: the first epoch wins, and it is not beaten by as much as the threshold
     best = ["--metric_for_best_model", "loss", "--greater_is_better", "true", "--early_stopping_patience", "2"]

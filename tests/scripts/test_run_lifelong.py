@@ -148,6 +148,7 @@ def test_a_stream_of_texts_runs_through_the_same_code(tmp_path, capsys):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_sigterm_ends_it_with_a_checkpoint_from_which_it_goes_on_exactly(tmp_path, capsys, monkeypatch):
     def preempt(self, args, state, control, **kwargs):
         if state.global_step == 2:
@@ -178,6 +179,7 @@ def test_sigterm_ends_it_with_a_checkpoint_from_which_it_goes_on_exactly(tmp_pat
     assert weights[0] == weights[1]
 
 
+@pytest.mark.slow
 def test_what_the_methods_share_is_one_course(tmp_path):
     matrices = []
     for k, rho in ((0, "0.05"), (1, "0"), (1, "0.1")):

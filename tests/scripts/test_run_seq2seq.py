@@ -371,6 +371,7 @@ def test_padding_of_either_kind_is_no_text(trained):
     assert evaluation.decode(tokenizer, rows) == ["Emma", "Anne and Jane"]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
     flags = [*table(tmp_path / "a.csv"), *QUICK, "--vocab_size", "300", "--predict_with_generate"]
     flags += ["--config_overrides", f"{TINY},dropout_rate=0.1", "--max_steps", "4", "--save_steps", "2", "--k", "2"]

@@ -74,7 +74,7 @@ class Unsized(IterableDataset):
         yield from images(28)
 
 
-@pytest.mark.parametrize("accumulation", [2, 4])
+@pytest.mark.parametrize("accumulation", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_unsized_dataset_whose_epoch_ends_within_a_window(tmp_path, accumulation):
     """7 micro-batches an epoch: what is left over joins the next window, as its gradients do in the plain Trainer."""
 
@@ -110,19 +110,23 @@ def test_user_optimizer_and_scheduler(tmp_path):
 # ---- against the reference ----
 
 
-@pytest.mark.parametrize(("accumulation", "max_grad_norm"), [(1, 0.0), (3, 0.2)])
-@pytest.mark.parametrize(
-    "config",
-    [
-        dict(k=1, rho=0.02, alpha=1.0),
-        dict(k=3, rho=0.02, alpha=0.5),
-        dict(k=3, rho=0.02, alpha="adaptive"),
-        dict(k=2, rho=0.03, alpha=0.5, ascent="asam"),
-        dict(k=3, rho=0.02, alpha="adaptive-global", ascent="asam"),
-        dict(k=3, rho=0.02, descent="last", alpha=1.0),
-    ],
-    ids=str,
-)
+AGAINST_REFERENCE = [
+    dict(k=1, rho=0.02, alpha=1.0),
+    dict(k=3, rho=0.02, alpha=0.5),
+    dict(k=3, rho=0.02, alpha="adaptive"),
+    dict(k=2, rho=0.03, alpha=0.5, ascent="asam"),
+    dict(k=3, rho=0.02, alpha="adaptive-global", ascent="asam"),
+    dict(k=3, rho=0.02, descent="last", alpha=1.0),
+]
+# each once with and once without accumulation and clipping; quick is every other one of either
+CASES = [
+    pytest.param(config, *window, id=f"{config}-{window}", marks=() if i % 2 == j else pytest.mark.slow)
+    for i, config in enumerate(AGAINST_REFERENCE)
+    for j, window in enumerate([(1, 0.0), (3, 0.2)])
+]
+
+
+@pytest.mark.parametrize(("config", "accumulation", "max_grad_norm"), CASES)
 def test_lookbehind_equals_reference(tmp_path, config, max_grad_norm, accumulation):
     """12 images are one window: the order in which a sampler draws them does not matter."""
     data = images(12, torch.float64)
@@ -167,8 +171,10 @@ def test_windows_of_unequal_token_counts_equal_one_big_batch(tmp_path, config):
     assert max_difference(run(5, 3), run(12, 1)) < 1e-10
 
 
-@pytest.mark.parametrize("accumulation", [1, 3])
-@pytest.mark.parametrize("k", [0, 4])
+@pytest.mark.parametrize(
+    ("k", "accumulation"),
+    [(0, 1), (4, 3), pytest.param(0, 3, marks=pytest.mark.slow), pytest.param(4, 1, marks=pytest.mark.slow)],
+)
 def test_exactly_k_plus_one_forwards_per_micro_batch(tmp_path, k, accumulation):
     model, forwards, steps = make_model(), [], []
     model.register_forward_hook(lambda *_: forwards.append(1))

@@ -14,7 +14,7 @@ from tests.walk import differing, numbers
 
 NO_PERTURBATION = dict(k=1, rho=0, alpha=1)
 # Those of a kind that another case has too are slow.
-ALIKE = {"dpo-bema", "kto-experimental", "sparse", "multi-vector"}
+ALIKE = {"dpo-bema", "dpo-lora", "orpo", "kto-experimental", "sparse", "multi-vector"}
 each_case = pytest.mark.parametrize(
     "case", [pytest.param(case, marks=pytest.mark.slow if case in ALIKE else ()) for case in CASES]
 )
@@ -71,7 +71,7 @@ def test_the_walker_finds_a_counter(tmp_path):
     assert ".state.seen.batches.0" in differing(plain, ours)
 
 
-@pytest.mark.parametrize("case", ["sft-lora", "dpo", "sentence-classifier"])
+@pytest.mark.parametrize("case", ["sft-lora", pytest.param("dpo", marks=pytest.mark.slow), "sentence-classifier"])
 def test_a_perturbed_run_climbs_and_is_resumed_exactly(tmp_path, case):
     config = dict(k=3, rho=0.05, ascent="asam", alpha="adaptive")
     whole = train(case, tmp_path / "a", config, max_steps=4)

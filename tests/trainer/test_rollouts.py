@@ -18,7 +18,7 @@ from tests.walk import differing, numbers
 
 NO_PERTURBATION = dict(k=1, rho=0, alpha=1)
 CLIMBING = dict(k=3, rho=0.05)
-QUICK = {"grpo", "a2po"}
+QUICK = {"grpo"}
 NOT_GENERATING = {"cpo", "tpo"}
 ADAPTIVE_ENTROPY = dict(use_adaptive_entropy=True, entropy_coef=0.01, entropy_target=3.0)
 # Settings of GRPO, each of which takes another way through its preparation or its loss.
@@ -139,7 +139,7 @@ def loss_by_hand(model, batches, old, beta, epsilon):
     return total, clipped
 
 
-@pytest.mark.parametrize("beta", [0.0, 0.1])
+@pytest.mark.parametrize("beta", [pytest.param(0.0, marks=pytest.mark.slow), 0.1])
 def test_each_pass_has_the_gradient_of_one_and_the_same_loss(tmp_path, beta):
     epsilon, smooth = 0.02, dict(attention_dropout=0.0)
     trainer = make_generating_trainer(

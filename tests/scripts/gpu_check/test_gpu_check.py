@@ -44,6 +44,7 @@ def run(folder, *flags):
     return code, json.loads((folder / "results.json").read_text())
 
 
+@pytest.mark.slow
 def test_everything_holds_and_one_file_and_one_table_say_so(few, tmp_path, capsys):
     code, found = run(tmp_path, "--models", "bert", "--k", "1", "2", "--compiled", "captured alone")
     assert code == 0 and all(row["passed"] for row in found["identities"])
