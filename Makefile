@@ -98,7 +98,7 @@ test-torchvision: $(STAMP)  ## run the tests that need torchvision (timm, Qwen2-
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VENV)/torchvision/bin/python -m pytest tests/scripts/test_timm.py tests/trainer/test_vision_language.py
 
 test-floor: $(FLOOR)/.installed  ## run the Trainer's tests with the lowest versions that are allowed
-	PYTHONPATH=$(abspath $(FLOOR)) $(PYTEST) $(FLOOR_TESTS) -k "not sigterm and not killed"
+	PYTHONPATH=$(abspath $(FLOOR)) $(PYTEST) -m "not slow" $(FLOOR_TESTS) -k "not sigterm and not killed"
 
 test-newest: $(STAMP)  ## run the tests with the newest versions that there are (torch stays)
 	rm -rf $(NEWEST)
