@@ -169,6 +169,8 @@ def compare(argv: Sequence[str] | None = None, status: RunStatus | None = None) 
     if args.dry_run:
         return str(left)
     folder.mkdir(parents=True, exist_ok=True)
+    if status is not None:
+        status.output_dir = folder  # of which an interruption tells
     with hold(folder):
         finished = Comparison(study, folder, Path(), workers, launcher)  # no other process can add runs any more
         finished.run()

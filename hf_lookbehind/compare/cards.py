@@ -8,6 +8,7 @@ from typing import Any
 
 from ..hub import MethodRuns
 from ..hub.card.render import load, save
+from .comparison import KEPT_NAME
 from .report import Report, settings_in_words
 from .study import Trial
 
@@ -30,7 +31,9 @@ def write_cards(report: Report, models: Path, figure: Path | None, said: str) ->
     for task, budget, method in study.cells():
         folder = models / (f"{budget}/{method.name}" if len(study.budgets) > 1 else method.name)
         rows = {name: _row(report, task, budget, name) for name in study.methods}
-        if not folder.is_dir() or rows[method.name] is None:
+        # another comparison in this folder may have left its model
+        key, mine = folder / KEPT_NAME, report.runs[task, budget, method.name].get(study.seeds[0])
+        if mine is None or rows[method.name] is None or not key.is_file() or key.read_text().strip() != mine["key"]:
             continue
         others = [row for name, row in rows.items() if name != method.name and row is not None]
         card = load(folder)

@@ -12,11 +12,14 @@ from typing import Any
 
 from ..config import InputError, LookbehindWarning
 from ..programs.cli.arguments import is_lower_better
+from ..programs.cli.running import RUNS_NAME
 from ..programs.tuning.grid import SearchResult, grid_search, widened
 from . import second
 from .launched import train_launched
 from .runs import Records, Workers, check, train_and_measure
 from .study import DATA, HERE, Choices, Method, Run, Study, Trial, first, length, passes_per_step
+
+KEPT_NAME = "comparison_run.txt"  # beside a model that is kept: the key of its run
 
 
 class Comparison:
@@ -32,7 +35,7 @@ class Comparison:
 
     def __init__(self, study: Study, folder: Path, data: Path, workers: int, launcher: Sequence[str] = ()) -> None:
         self.study, self.folder, self.workers, self.launcher = study, folder, workers, launcher
-        self.records = Records(folder / "runs.jsonl")
+        self.records = Records(folder / RUNS_NAME)
         self.folders = {DATA: data, HERE: study.folder} | {
             name: folder / "prepared" / f"{name}-{run.key}" for name, run in study.preparations.items()
         }
@@ -63,9 +66,6 @@ class Comparison:
                     # what a tuning finds may widen its grid
                     while missing := self._missing(phase()):
                         self._report(missing, workers.run(train, [self.job(run, working) for run in missing]))
-        except KeyboardInterrupt:
-            sys.stderr.write(f"the same command goes on: finished runs are in {self.folder}\n")
-            raise
         finally:
             shutil.rmtree(working, ignore_errors=True)
 
@@ -213,4 +213,5 @@ def train(run: Run, folders: dict[str, Path], working: Path, models: Path, launc
             shutil.rmtree(place, ignore_errors=True)
             place.parent.mkdir(parents=True, exist_ok=True)
             output.rename(place)
+            (place / KEPT_NAME).write_text(run.key + "\n", encoding="utf-8")
     return record | {"wall": round(time.perf_counter() - start, 2)}

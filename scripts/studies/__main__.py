@@ -42,7 +42,7 @@ from hf_lookbehind.compare.reading import read_study
 from hf_lookbehind.compare.study import Study
 from hf_lookbehind.programs.cli.lock import hold
 from hf_lookbehind.programs.cli.paths import check_folder_to_write
-from hf_lookbehind.programs.cli.running import OneLineParser, run_program
+from hf_lookbehind.programs.cli.running import OneLineParser, RunStatus, run_program
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -74,8 +74,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace, status: RunStatus) -> None:
     study, folder = read_study(args.study), Path(args.output_dir).expanduser()
+    status.output_dir = folder  # of which an interruption tells
     part = study.only(args.tasks) if args.tasks else study
 
     def comparison(of: Study) -> Comparison:
@@ -100,7 +101,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0 done, 2 bad input, 130 interrupted, 1 anything else."""
-    return run_program(lambda status: run(parse(argv)))
+    return run_program(lambda status: run(parse(argv), status))
 
 
 if __name__ == "__main__":

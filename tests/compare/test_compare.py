@@ -1,6 +1,7 @@
 """`hf-lookbehind compare`: what it trains, what it says of it, what it keeps, what it refuses."""
 
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -81,7 +82,13 @@ def test_the_same_command_goes_on_and_trains_nothing_twice(compared, capsys):
     output, argv = compared
     lines = (output / "runs.jsonl").read_text().splitlines()
     (output / "runs.jsonl").write_text("\n".join(lines[:-1]) + "\n" + lines[-1][:20])
+    # the model of another comparison, whose card is left alone
+    (output / "models" / "plain" / "comparison_run.txt").write_text("another\n")
+    cards = {name: output / "models" / name / "README.md" for name in ("plain", "lookbehind")}
+    for card in cards.values():
+        os.utime(card, (0, 0))
     assert main(argv) == 0
+    assert {name: card.stat().st_mtime > 0 for name, card in cards.items()} == {"plain": False, "lookbehind": True}
     assert "to do: 1 runs" in capsys.readouterr().err
     again = [json.loads(line) for line in (output / "runs.jsonl").read_text().splitlines()]
     assert len(again) == len(lines) and again[-1]["metrics"] == json.loads(lines[-1])["metrics"]

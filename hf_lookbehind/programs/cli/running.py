@@ -28,6 +28,7 @@ PREEMPTED = 143  # what a shell reports of a program that SIGTERM has ended
 
 STATUS_NAME = "run_status.json"
 SEARCH_NAME = "rho_search.json"
+RUNS_NAME = "runs.jsonl"  # of a comparison
 
 
 def is_main_process() -> bool:
@@ -245,6 +246,8 @@ def _resume_hint(output_dir: Path | None) -> str:
         return "continue from the last checkpoint with --resume_from_checkpoint last"
     if output_dir is not None and (output_dir / SEARCH_NAME).is_file():
         return "no checkpoint was saved; with the same flags the search goes on after its finished trainings"
+    if output_dir is not None and (output_dir / RUNS_NAME).is_file():
+        return f"the same command goes on after the runs that are finished, which are in {output_dir}"
     return "no checkpoint was saved"
 
 
