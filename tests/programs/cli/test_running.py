@@ -107,6 +107,16 @@ def test_one_line(message, line):
     assert one_line(message) == line
 
 
+def test_another_process_may_have_removed_the_empty_folder(tmp_path, monkeypatch):
+    def gone(path):
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(Path, "rmdir", gone)
+    with pytest.raises(ValueError, match="what went wrong"), no_empty_folder(tmp_path / "out"):
+        (tmp_path / "out").mkdir()
+        raise ValueError("what went wrong")
+
+
 def test_folders_that_a_failure_leaves_empty_are_removed(tmp_path):
     (tmp_path / "kept").mkdir()
     with pytest.raises(ValueError), no_empty_folder(tmp_path / "kept" / "a" / "b"):
