@@ -71,7 +71,6 @@ def test_a_run_in_the_folder_of_another_is_as_one_in_a_folder_of_its_own(tmp_pat
     assert all(torch.equal(model.state_dict()[name], saved[name]) for name in saved)
 
 
-@pytest.mark.slow
 def test_a_run_that_is_resumed_under_other_settings_says_what_ran(tmp_path, capsys):
     out = tmp_path / "out"
     flags = ["--train_file", table(tmp_path / "data.csv"), *NEW_MODEL, *QUICK, "--output_dir", str(out)]

@@ -534,7 +534,6 @@ def test_a_search_never_holds_two_models(tmp_path, monkeypatch):
     assert alive == [0, 0, 0, 0, 0]
 
 
-@pytest.mark.slow
 def test_diverged_trainings_lose_the_search(tmp_path, monkeypatch):
     from hf_lookbehind import LookbehindTrainer
 

@@ -32,7 +32,6 @@ def test_an_old_version_is_refused_with_its_reason(version, reason):
         refuse_version(version)
 
 
-@pytest.mark.slow
 def test_it_is_refused_where_the_trainer_is_imported_and_a_loop_of_ones_own_is_not():
     code = (
         "import transformers; transformers.__version__ = '5.5.3'\n"

@@ -145,7 +145,7 @@ def test_a_full_disk_keeps_the_exit_code_and_the_error(tmp_path, capsys, monkeyp
     assert json.loads((tmp_path / "run_status.json").read_text())["status"] == expected
 
 
-@pytest.mark.slow  # an interpreter of its own, with all that is imported: a stream may also fail where it ends
+# an interpreter of its own, with all that is imported: a stream may also fail where it ends
 def test_a_reader_that_has_gone_does_not_fail_the_run(tmp_path):
     text = (
         "import sys, pathlib; from hf_lookbehind.programs.cli.running import run_program\n"
