@@ -131,7 +131,7 @@ def write(results: dict[str, Any], folder: Path) -> None:
 
 
 def table(results: dict[str, Any]) -> str:
-    """For the README: what it was measured on, what holds, and what it costs."""
+    """For docs/devices.md: what it was measured on, what holds, and what it costs."""
     found = results["about"]
     title = f"{found['device']}, torch {found['torch']}"
     title += f" (CUDA {found['cuda']})" if found["cuda"] else ""

@@ -19,7 +19,8 @@ from hf_lookbehind.trainer.resume import last_complete_checkpoint
 from tests.libraries import SIZES, make_folder, make_tokenizer, texts
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAGES = "".join((DOCS / page).read_text("utf-8") for page in ("trainers.md", "trl.md", "sentence_transformers.md"))
+NAMES = ("trainers.md", "own_trainer.md", "trl.md", "sentence_transformers.md")
+PAGES = "".join((DOCS / name).read_text("utf-8") for name in NAMES)
 EXAMPLES = re.findall(r"```python\n(.*?)```", PAGES, re.DOTALL)
 
 
