@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 DOCS = sorted((ROOT / "docs").glob("*.md"))
-PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *DOCS]
+PAGES = [README, *(ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")), *DOCS]
 EXAMPLES = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
 LONGER = {"loops.md": 206}  # whose scripts are long
 # Where the other tests take the examples that they run from; docs/deepspeed.md has one call in a loop of one's own.
