@@ -60,6 +60,7 @@ PROGRAMS = {
         "compare_methods", "train with several methods on your data, and say which is worth its cost", trains=False
     ),
     "memory": Entry("estimate_memory", "say how much memory a training takes on each device", trains=False),
+    "recipes": Entry("show_recipes", "list the files of settings that come with the programs", trains=False),
     "push": Entry("push", "push a trained model to the Hub", trains=False),
 }
 

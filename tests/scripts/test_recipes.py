@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from hf_lookbehind.scripts import show_recipes
 from hf_lookbehind.scripts.run_clm import make_parser as clm
 from hf_lookbehind.scripts.run_image_classification import make_parser as image_classification
 from hf_lookbehind.scripts.run_lifelong_text import PROGRAM as LIFELONG_TEXT
@@ -39,3 +40,19 @@ def test_every_recipe_is_tested_and_on_the_page_of_methods():
     assert found == set(RECIPES)
     page = (ROOT / "docs" / "methods.md").read_text()
     assert all(f"`{name}.yaml`" in page for name in found)
+
+
+def test_they_are_listed_and_shown(capsys):
+    assert show_recipes.main([]) == 0
+    listed = capsys.readouterr().out
+    assert all(f"{name}.yaml" in listed for name in RECIPES) and "LoRA adapters of a causal language model" in listed
+    assert show_recipes.main(["show", "lora_clm"]) == 0
+    assert capsys.readouterr().out == (ROOT / "scripts" / "recipes" / "lora_clm.yaml").read_text()
+
+
+@pytest.mark.parametrize("argv", [["show", "lora"], ["show"], ["print"]])
+def test_a_recipe_that_there_is_not_is_one_line(argv, capsys):
+    with pytest.raises(SystemExit) as end:
+        show_recipes.main(argv)
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1

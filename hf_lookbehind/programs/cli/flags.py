@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, TrainingArguments
 from transformers.hf_argparser import string_to_bool
 
 from ...config import InputError, LookbehindConfig
@@ -36,6 +36,26 @@ _TRUTH: dict[str, str] = {
     **dict.fromkeys(("no", "off", "false", "n"), "no"),
 }
 _WORDS = {"report_to": {"no": "none"}, "resume_from_checkpoint": {"yes": "true", "no": "false"}}
+
+
+# Of TrainingArguments, what --help shows; --help-all shows the hundred others.
+_COMMON = frozenset(
+    "output_dir learning_rate num_train_epochs max_steps per_device_train_batch_size per_device_eval_batch_size "
+    "gradient_accumulation_steps seed optim lr_scheduler_type warmup_steps weight_decay max_grad_norm bf16 fp16 "
+    "eval_strategy save_strategy load_best_model_at_end metric_for_best_model logging_steps report_to push_to_hub "
+    "hub_model_id".split()
+)
+
+
+class _HelpAll(argparse.Action):
+    """`--help-all`: the help with all flags."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **options: Any) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, **options)
+
+    def __call__(self, parser: Any, *_: Any) -> None:
+        sys.stdout.write(parser.format_help(everything=True))
+        parser.exit()
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -101,6 +121,9 @@ class FlagParser(HfArgumentParser):
             description=description,
             formatter_class=_HelpFormatter,
         )
+        own = {f.name for f in fields(training)} - {f.name for f in fields(TrainingArguments)}
+        self._rare = {f.name for f in fields(TrainingArguments)} - _COMMON - own
+        self.add_argument("--help-all", action=_HelpAll, help="Show all flags, and exit.")
         # at every save is the Trainer's default
         self.set_defaults(hub_strategy="end")
         for action in self._actions:
@@ -113,6 +136,23 @@ class FlagParser(HfArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise InputError(message)
+
+    def format_help(self, everything: bool = False) -> str:
+        """Without the flags of `TrainingArguments` that few need, unless everything is wanted."""
+        rare = [] if everything else [action for action in self._actions if action.dest in self._rare]
+        shown = [(action, action.help) for action in rare]
+        try:
+            for action in rare:
+                action.help = argparse.SUPPRESS
+            text = super().format_help()
+        finally:
+            for action, said in shown:
+                action.help = said
+        return (
+            text
+            if everything
+            else f"{text}\n--help-all: and {len({a.dest for a in rare})} more of TrainingArguments\n"
+        )
 
     def parse(self, argv: Sequence[str] | None = None) -> Arguments:
         """Check Lookbehind's flags, then files and folders, then the rest; nothing is written or downloaded.

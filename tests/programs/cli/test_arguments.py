@@ -1,6 +1,7 @@
 """Flags: what is refused and how, settings from files, help."""
 
 import json
+import re
 from dataclasses import fields
 
 import pytest
@@ -321,6 +322,15 @@ def test_help_is_grouped_and_starts_with_the_examples(parser):
     heads = [text.index(head) for head in ("    program --k 2", "\nData:", "\nModel:", "\nLookbehind:", "\nTraining")]
     assert heads == sorted(heads)
     assert "--learning_rate" in text and "--learning-rate" not in text and "--hub_always_push" not in text
+
+
+def test_help_shows_what_most_need_and_help_all_the_rest(parser, capsys):
+    short, whole = parser.format_help(), parser.format_help(everything=True)
+    assert "--ddp_backend" in whole and "--ddp_backend" not in short and "--lookahead_steps" in short
+    assert len(short) < len(whole) / 2 and re.search(r"--help-all: and \d+ more of TrainingArguments\n$", short)
+    with pytest.raises(SystemExit) as end:
+        parser.parse_known_args(["--help-all"])
+    assert end.value.code == 0 and capsys.readouterr().out == whole
 
 
 def test_the_best_model_is_chosen_by_the_metric(parse):
