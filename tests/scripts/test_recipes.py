@@ -15,6 +15,8 @@ ROOT = Path(__file__).parents[2]
 # Each with what its first lines tell the user to add.
 RECIPES = {
     "vit_digits": (image_classification, []),
+    "paper_lookbehind_sam": (image_classification, ["--dataset_name", "digits"]),
+    "paper_lookbehind_asam": (image_classification, ["--dataset_name", "digits"]),
     "vit_finetune": (image_classification, ["--train_dir", "."]),
     "bert_classifier": (text_classification, ["--train_file", "a.csv"]),
     "lora_clm": (clm, ["--train_file", "a.txt"]),
