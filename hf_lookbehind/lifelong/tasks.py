@@ -138,7 +138,9 @@ class TaskSequence(Sequence[LifelongTask]):
         """Split a classification set by its classes, as in Split-MNIST.
 
         Args:
-            train, test, validation: all examples (see `labels_of` for where their labels are found).
+            train: all examples to train on (see `labels_of` for where their labels are found).
+            test: those to test on.
+            validation: those to validate on.
             classes_per_task: so many consecutive classes make a task; the last one may have fewer.
             splits: the classes of each task instead; classes that are in none are left out.
             scenario: "class" or "task".

@@ -46,7 +46,8 @@ class LookbehindMixin(EngineMixin, GradientsMixin, RolloutsMixin, LogsMixin, Res
         transform_gradient: called as `transform_gradient(i)` before each descent, when `.grad` holds g_i and is not
             clipped yet (under fp16, scaled); it may change `.grad` (A-GEM projects it). i is k for the last descent.
             What a callback changes in `on_pre_optimizer_step` would reach that one alone, and is refused for k > 1.
-        *args, **kwargs: those of the Trainer.
+        *args: those of the Trainer.
+        **kwargs: those of the Trainer.
 
     Raises:
         InputError: a `ValueError`: no config, or a setup that is not supported (see `trainer/support.py`); in the

@@ -1,0 +1,78 @@
+"""Hooks of MkDocs for the site of `docs/`: the pages beside that folder, and links as the site needs them.
+
+In the repository links are those of a code host, relative to their file. On the site a link to a page of the site
+leads there; one to another file of the repository becomes the path of that file.
+"""
+
+import re
+from pathlib import Path
+from posixpath import dirname, normpath, relpath
+from typing import Any
+
+from mkdocs.structure.files import File  # pyright: ignore[reportMissingImports]
+
+ROOT = Path(__file__).parents[2]
+# Pages that lie beside docs/, and what they are called on the site: a README.md there would be its first page.
+BESIDE = {f"{name}.md": f"{name.lower()}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG", "SECURITY")}
+_CODE = r"^ *```.*?^ *```|`[^`\n]*`"
+_LINK = re.compile(rf'{_CODE}|\[(?P<text>[^\]]*)\]\((?P<to>[^)\s]+)\)|src="(?P<src>[^"]+)"', re.DOTALL | re.MULTILINE)
+
+
+def slug(title: str, separator: str) -> str:
+    """The anchor of a heading, as GitHub makes it, but for the second of two alike.
+
+    Example:
+        >>> slug("Is it worth it? Compare", "-")
+        'is-it-worth-it-compare'
+    """
+    return re.sub(r"[^\w\- ]", "", title.strip().lower()).replace(" ", separator)
+
+
+def site_links(text: str, source: str) -> str:
+    """The text of a page with its links as the site needs them; code stays as it is.
+
+    Args:
+        text: Markdown.
+        source: path of the page in the repository.
+    """
+    page = _on_site(source) or source
+
+    def replace(match: re.Match[str]) -> str:
+        link = match["to"] or match["src"]
+        if link is None or re.match(r"[a-z]+:|#", link):
+            return match[0]
+        path, _, anchor = link.partition("#")
+        target = normpath(f"{dirname(source)}/{path}".lstrip("/"))
+        to = _on_site(target)
+        if to is None:
+            # one that leads nowhere is left for MkDocs to complain of
+            return f"{match['text']} (`{target}`)" if (ROOT / target).exists() else match[0]
+        link = relpath(to, dirname(page) or ".") + (f"#{anchor}" if anchor else "")
+        return f"[{match['text']}]({link})" if match["to"] else f'src="{link}"'
+
+    return _LINK.sub(replace, text)
+
+
+def _on_site(path: str) -> str | None:
+    """Where a file of the repository is on the site; None: nowhere."""
+    if path in BESIDE:
+        return BESIDE[path]
+    return path.removeprefix("docs/") if path.startswith("docs/") and (ROOT / path).is_file() else None
+
+
+# ---- what MkDocs calls ----
+
+
+def on_config(config: Any) -> None:
+    config.mdx_configs.setdefault("toc", {})["slugify"] = slug
+
+
+def on_files(files: Any, config: Any) -> None:
+    for source, page in BESIDE.items():
+        files.append(File.generated(config, page, content=(ROOT / source).read_text(encoding="utf-8")))
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    beside = {name: source for source, name in BESIDE.items()}
+    uri = page.file.src_uri
+    return site_links(markdown, beside.get(uri, f"docs/{uri}"))
