@@ -1,6 +1,6 @@
 # Everything runs in .venv, which `make venv` creates; the system's Python is only asked to make it.
 .DEFAULT_GOAL := help
-.PHONY: help venv demo cards demo-settings bench bench-check gpu-check study data test test-quantised test-deepspeed test-torchvision test-floor test-newest test-versions test-all quality style clean
+.PHONY: help venv demo cards demo-settings bench bench-check docs gpu-check study data test test-quantised test-deepspeed test-docs test-torchvision test-floor test-newest test-versions test-all quality style clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -8,6 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 QUANTISED := $(VENV)/quantised
 DEEPSPEED := $(VENV)/deepspeed
+DOCS := $(VENV)/docs
 FLOOR := $(VENV)/floor
 NEWEST := $(VENV)/newest
 # What of the lowest versions is quick to install; torch and other large ones are rows of `make test-versions`.
@@ -43,6 +44,11 @@ $(DEEPSPEED)/.installed: $(STAMP)
 	DS_BUILD_OPS=0 $(INSTALL) --constraint constraints.txt --no-deps --no-build-isolation --target $(DEEPSPEED) deepspeed einops hjson msgpack ninja py-cpuinfo
 	@touch $@
 
+# Aside as well: nothing but the site needs it.
+$(DOCS)/.installed: $(STAMP)
+	$(INSTALL) --constraint constraints.txt --target $(DOCS) mkdocs mkdocs-material 'mkdocstrings[python]'
+	@touch $@
+
 # The lowest versions that pyproject.toml allows: that they can be had together is the first of these tests.
 $(FLOOR)/.installed: $(STAMP)
 	rm -rf $(FLOOR)
@@ -71,6 +77,9 @@ bench: $(STAMP)  ## measure time and memory beside the floor and other implement
 bench-check: $(STAMP)  ## compare with the stored ratios, on a quiet machine
 	$(BIN)/python scripts/benchmark --check
 
+docs: $(DOCS)/.installed  ## build the documentation as a site, from docs/ and the docstrings: site/
+	PYTHONPATH=$(abspath $(DOCS)) NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 gpu-check: $(STAMP)  ## on a GPU: whether everything holds, time, memory, waits: runs/gpu_check/
 	$(BIN)/python -m scripts.gpu_check
 
@@ -92,6 +101,9 @@ test-quantised: $(QUANTISED)/.installed  ## run the tests that need torchao and 
 test-deepspeed: $(DEEPSPEED)/.installed  ## run the tests that need DeepSpeed (a quarter of an hour)
 	PYTHONPATH=$(abspath $(DEEPSPEED)) $(PYTEST) tests/distributed/test_zero.py tests/distributed/test_killed.py tests/programs/test_footprint.py -k zero
 
+test-docs: $(DOCS)/.installed  ## build the site in a test: every link, every docstring, the search
+	PYTHONPATH=$(abspath $(DOCS)) $(PYTEST) -n 0 tests/scripts/test_website.py
+
 test-torchvision: $(STAMP)  ## run the tests that need torchvision (timm, Qwen2-VL) in an environment of their own (several GB)
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(VENV)/torchvision
 	$(BIN)/uv pip install --quiet --python $(VENV)/torchvision/bin/python --constraint constraints.txt torchvision timm --editable '.[test]'
@@ -108,7 +120,7 @@ test-newest: $(STAMP)  ## run the tests with the newest versions that there are 
 test-versions: $(STAMP)  ## run tests in many environments: docs/versions.md; ROWS='"torch 2.11"' for some of them
 	$(BIN)/python scripts/versions $(ROWS)
 
-test-all: $(STAMP) test-quantised test-floor test-deepspeed  ## run the tests, those marked slow too
+test-all: $(STAMP) test-quantised test-floor test-deepspeed test-docs  ## run the tests, those marked slow too
 	$(PYTEST)
 
 quality: $(STAMP)  ## lint, formatting and types
@@ -121,5 +133,5 @@ style: $(STAMP)  ## mend lint and formatting where that can be done automaticall
 	$(BIN)/ruff format $(SOURCES)
 
 clean:  ## remove everything that these targets made
-	rm -rf $(VENV) build runs/demo runs/demo-settings runs/benchmark *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) build site runs/demo runs/demo-settings runs/benchmark *.egg-info .pytest_cache .ruff_cache
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -9,8 +9,6 @@ from pathlib import Path
 from posixpath import dirname, normpath, relpath
 from typing import Any
 
-from mkdocs.structure.files import File  # pyright: ignore[reportMissingImports]
-
 ROOT = Path(__file__).parents[2]
 # Pages that lie beside docs/, and what they are called on the site: a README.md there would be its first page.
 BESIDE = {f"{name}.md": f"{name.lower()}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG", "SECURITY")}
@@ -19,12 +17,7 @@ _LINK = re.compile(rf'{_CODE}|\[(?P<text>[^\]]*)\]\((?P<to>[^)\s]+)\)|src="(?P<s
 
 
 def slug(title: str, separator: str) -> str:
-    """The anchor of a heading, as GitHub makes it, but for the second of two alike.
-
-    Example:
-        >>> slug("Is it worth it? Compare", "-")
-        'is-it-worth-it-compare'
-    """
+    """The anchor of a heading, as GitHub makes it, but for the second of two alike."""
     return re.sub(r"[^\w\- ]", "", title.strip().lower()).replace(" ", separator)
 
 
@@ -44,9 +37,11 @@ def site_links(text: str, source: str) -> str:
         path, _, anchor = link.partition("#")
         target = normpath(f"{dirname(source)}/{path}".lstrip("/"))
         to = _on_site(target)
+        if to is None and not (ROOT / target).exists():
+            return match[0]  # for MkDocs to complain of
         if to is None:
-            # one that leads nowhere is left for MkDocs to complain of
-            return f"{match['text']} (`{target}`)" if (ROOT / target).exists() else match[0]
+            is_said = match["text"].strip("`/") == target
+            return match["text"] if is_said else f"{match['text']} (`{target}`)"
         link = relpath(to, dirname(page) or ".") + (f"#{anchor}" if anchor else "")
         return f"[{match['text']}]({link})" if match["to"] else f'src="{link}"'
 
@@ -68,6 +63,8 @@ def on_config(config: Any) -> None:
 
 
 def on_files(files: Any, config: Any) -> None:
+    from mkdocs.structure.files import File  # pyright: ignore[reportMissingImports]
+
     for source, page in BESIDE.items():
         files.append(File.generated(config, page, content=(ROOT / source).read_text(encoding="utf-8")))
 
