@@ -18,7 +18,7 @@ FLOOR_TESTS := $(patsubst %,tests/trainer/test_%.py,against_plain resume side_ef
 FLOOR_TESTS += tests/trainer/test_peft.py::test_adapters_that_transformers_adds_itself
 # pip brings torch, by the settings that a machine has for it (an index of CPU builds); uv the rest, in a third of the time.
 INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python
-SOURCES := hf_lookbehind scripts tests
+SOURCES := hf_lookbehind scripts tests notebooks
 # One thread per process: processes that share cores and thread pools slow each other down many times over.
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2
 
