@@ -7,6 +7,12 @@ A program takes the name as it stands, as its first argument, and flags after it
 that you edit is a file like any other. Those in accelerate/ are for `accelerate launch --config_file`.
 """
 
+from hf_lookbehind.programs.cli import interrupt
+
+if __name__ == "__main__":
+    interrupt.end_at_once()
+
+
 import argparse
 import sys
 from collections.abc import Sequence
