@@ -150,7 +150,7 @@ class Report:
                 "Grids were widened where the best lay on an edge, by at most "
                 f"{_list([f'{count} values of {name}' for name, count in study.widen.items()])}."
             )
-        if study.metric.startswith("eval_"):
+        if study.metric.startswith("eval_") and study.tuning_seeds:
             said.append("What is reported was measured on the data that settings were chosen on, which flatters it.")
         noise, sharp = study.measures.get("weight_noise"), study.measures.get("sharpness")
         if self.form_columns:

@@ -35,7 +35,7 @@ def _paragraph(report: Report, task: str, budget: str) -> str:
     elif others:
         said.append("In nothing else that was measured is a difference shown.")
     said.append(_choice(report, on_metric))
-    if study.metric.startswith("eval_"):
+    if study.metric.startswith("eval_") and study.tuning_seeds:
         said.append("This was measured on the data that settings were chosen on, which flatters what was tuned most.")
     return " ".join(said)
 
