@@ -59,7 +59,8 @@ TRAINING = [name for name, entry in PROGRAMS.items() if entry.trains]
 
 def make_parser() -> OneLineParser:
     parser = OneLineParser(
-        description=__doc__, usage="%(prog)s PROGRAM [--methods ...] [--budget ...] [--seeds N] --flag value ..."
+        description=__doc__,
+        usage="hf-lookbehind compare PROGRAM [--methods ...] [--budget ...] [--seeds N] --flag value ...",
     )
     add = parser.add_argument
     add("--methods", nargs="+", default=["plain", "sam", "matched", "lookbehind"], help="Default: all four.")
@@ -96,8 +97,8 @@ def parse(argv: Sequence[str] | None) -> tuple[str, argparse.Namespace, list[str
         value = getattr(args, name)
         if value is not None and value < 1:
             raise InputError(f"--{name} {value} is not allowed: 1 or more")
-    for name, least in (("learning_rates", 0), ("rhos", 0), ("weight_noise", 0), ("sharpness", 0)):
-        check_numbers(f"--{name}", getattr(args, name) or [1], of="numbers", least=least)
+    for name in ("learning_rates", "rhos", "weight_noise", "sharpness"):
+        check_numbers(f"--{name}", getattr(args, name) or [1], of="numbers", least=0)
     if args.compress:
         checked_forms("--compress", args.compress)
     if args.tune == "off" and (args.learning_rates or args.rhos):

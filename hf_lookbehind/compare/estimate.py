@@ -20,7 +20,7 @@ class Estimate:
     Attributes:
         tuning, report: runs; how many a grid that is widened adds is not known.
         passes: gradients of a batch, of all of them.
-        minutes: with the workers that there are; None where nothing could be tried.
+        minutes: with the workers that there are; None where what was tried diverged.
     """
 
     tuning: int
@@ -35,7 +35,7 @@ class Estimate:
         return f"to do: {runs}, {self.passes:,.0f} gradient passes{time}{more}"
 
 
-def estimate(comparison: Comparison, steps_per_epoch: int, tried: Trial | None) -> Estimate:
+def estimate(comparison: Comparison, steps_per_epoch: int, tried: Trial) -> Estimate:
     """Of what is not finished.
 
     Args:
@@ -47,7 +47,7 @@ def estimate(comparison: Comparison, steps_per_epoch: int, tried: Trial | None) 
     report = [run for run in unique(_like_reports(comparison)) if run.key not in comparison.records.by_key]
     passes = [_passes(run, steps_per_epoch) for run in (*tuning, *report)]
     minutes = None
-    if tried is not None and "diverged" not in tried:
+    if "diverged" not in tried:
         a_pass = tried["seconds"] / tried["passes"]
         around = max(tried["wall"] - tried["seconds"], 0)  # data, model, evaluation
         minutes = (sum(passes) * a_pass + len(passes) * around) / min(comparison.workers, max(len(passes), 1)) / 60
