@@ -6,7 +6,7 @@ if TYPE_CHECKING:
     from .optim import Lookbehind, LookbehindStats
     from .trainer import LookbehindMixin, LookbehindSeq2SeqTrainer, LookbehindTrainer
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "InputError",

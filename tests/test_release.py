@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -11,17 +12,22 @@ import hf_lookbehind
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+CITATION = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 
 
 def test_there_is_one_version():
-    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
-    assert PROJECT["version"] == hf_lookbehind.__version__ == citation["version"]
+    assert PROJECT["version"] == hf_lookbehind.__version__ == CITATION["version"]
 
 
-def test_a_version_that_is_released_has_its_changes():
-    headings = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
-    assert headings[0] == "Unreleased" or PROJECT["version"] == headings[0]
+def test_the_version_has_its_changes_and_a_date():
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    headings = re.findall(r"^## \[(.+?)\](?: - (.+))?$", changelog, flags=re.MULTILINE)
+    assert headings[0] == ("Unreleased", "")
+    released = CITATION["date-released"].isoformat()
+    assert headings[1] == (PROJECT["version"], released)
+    dates = [date.fromisoformat(day) for _, day in headings[1:]]
+    assert dates == sorted(dates, reverse=True)
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
