@@ -45,13 +45,18 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message}\n")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit code 0; ends with 2 for a recipe that there is not."""
+def make_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="hf-lookbehind recipes", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", nargs="?", choices=["list", "show"], default="list")
     parser.add_argument("name", nargs="?", help="Of the recipe that is to be shown.")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code 0; ends with 2 for a recipe that there is not."""
+    parser = make_parser()
     args = parser.parse_args(argv)
     if args.what == "list":
         print(listing())

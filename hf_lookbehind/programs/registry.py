@@ -61,6 +61,7 @@ PROGRAMS = {
     ),
     "memory": Entry("estimate_memory", "say how much memory a training takes on each device", trains=False),
     "recipes": Entry("show_recipes", "list the files of settings that come with the programs", trains=False),
+    "completion": Entry("print_completion", "print what a shell completes of this command", trains=False),
     "push": Entry("push", "push a trained model to the Hub", trains=False),
 }
 
