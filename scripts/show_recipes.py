@@ -1,10 +1,11 @@
 """List the files of settings that come with the programs, or print one.
 
     hf-lookbehind recipes
+    hf-lookbehind recipes list papers
     hf-lookbehind recipes show lora_clm.yaml > mine.yaml
 
 A program takes the name as it stands, as its first argument, and flags after it override what the file says; a copy
-that you edit is a file like any other. Those in accelerate/ are for `accelerate launch --config_file`.
+that you edit is a file like any other. `list` with a word shows those that have it in their name or title.
 """
 
 from hf_lookbehind.programs.cli import interrupt
@@ -20,22 +21,35 @@ from pathlib import Path
 from typing import NoReturn
 
 RECIPES = Path(__file__).parent / "recipes"
+# By folder, in the order of the list.
+GROUPS = {
+    "": "To start from",
+    "papers": "The methods of the papers, each number with its source (the folder may be left out)",
+    "accelerate": "For accelerate launch --config_file",
+}
 
 
 def names() -> list[str]:
     """As a program takes them; those of `accelerate launch` by their folder."""
-    return sorted(str(path.relative_to(RECIPES)) for path in RECIPES.rglob("*.yaml"))
+    return sorted(path.relative_to(RECIPES).as_posix() for path in RECIPES.rglob("*.yaml"))
 
 
 def title(name: str) -> str:
     """The first line of a recipe, which says what it is for."""
     first = (RECIPES / name).read_text(encoding="utf-8").partition("\n")[0]
-    return first.removeprefix("#").strip()
+    return first.removeprefix("#").strip().rstrip(":")
 
 
-def listing() -> str:
-    width = max(map(len, names()))
-    return "\n".join(f"{name:{width}}  {title(name)}" for name in names())
+def listing(word: str = "") -> str:
+    """Those that have the word in their name or title, by folder."""
+    chosen = [name for name in names() if word.lower() in f"{name} {title(name)}".lower()]
+    width = max(map(len, chosen), default=0)
+    groups = []
+    for folder, heading in GROUPS.items():
+        lines = [f"  {name:{width}}  {title(name)}" for name in chosen if name.rpartition("/")[0] == folder]
+        if lines:
+            groups.append("\n".join([heading, *lines]))
+    return "\n\n".join(groups)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -50,20 +64,25 @@ def make_parser() -> argparse.ArgumentParser:
         prog="hf-lookbehind recipes", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", nargs="?", choices=["list", "show"], default="list")
-    parser.add_argument("name", nargs="?", help="Of the recipe that is to be shown.")
+    parser.add_argument("name", nargs="?", help="Of the recipe to be shown; of list, a word to choose by.")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit code 0; ends with 2 for a recipe that there is not."""
+    """Returns the exit code 0; ends with 2 for one that there is not."""
     parser = make_parser()
     args = parser.parse_args(argv)
     if args.what == "list":
-        print(listing())
+        found = listing(args.name or "")
+        if not found:
+            parser.error(f"list {args.name}: no recipe has that in its name or title")
+        print(found)
         return 0
-    found = next((name for name in names() if args.name in (name, name.removesuffix(".yaml"))), None)
+    wanted = (args.name or "").removesuffix(".yaml")
+    # a file of the folder `papers` goes without it too, as in the programs
+    found = next((name for name in names() if name.removesuffix(".yaml") in (wanted, f"papers/{wanted}")), None)
     if found is None:
-        parser.error(f"show {args.name or ''}: allowed are {', '.join(names())}")
+        parser.error(f"show {args.name or ''}: there is no such recipe; `hf-lookbehind recipes` lists them")
     sys.stdout.write((RECIPES / found).read_text(encoding="utf-8"))
     return 0
 

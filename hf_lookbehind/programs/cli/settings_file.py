@@ -13,6 +13,9 @@ import yaml
 from ...config import InputError
 from .running import one_line
 
+# Of the files that come with the programs, those of `accelerate launch` are no settings of a program.
+RECIPE_FOLDERS = ("", "papers")
+
 
 class _Loader(yaml.SafeLoader):
     """Of values inside of values: 1e-4 is a number, as everywhere but in YAML 1.1."""
@@ -24,7 +27,9 @@ _Loader.add_implicit_resolver(
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """The settings of a file; a bare name that is not here is looked up among those that come with the programs.
+    """The settings of a file; a name that is not here is looked up among those that come with the programs.
+
+    That is a bare name, `sam.yaml`, or one in their folder of papers, `papers/sam.yaml`.
 
     A value is a text, as it is written: to YAML `no` is a truth value, 1.10 is 1.1, and 010 is eight. It is a list of
     such texts where there are several, a dict with typed values, or None.
@@ -33,12 +38,8 @@ def read_settings(path: Path) -> dict[str, Any]:
         InputError: the file cannot be read, holds no settings, or one of them twice; no value is repeated, which might
             be a secret.
     """
-    if not path.is_file() and path.name == os.fspath(path):
-        path = Path(str(resources.files("hf_lookbehind.scripts"))) / "recipes" / path
-        if not path.is_file():
-            raise InputError(f"{path.name}: there is no such file of settings, neither here nor in {path.parent}")
     if not path.is_file():
-        raise InputError(f"{path}: there is no such file of settings")
+        path = _recipe(path)
     try:
         text = path.read_text(encoding="utf-8")
         return _of_json(text) if path.suffix == ".json" else _of_yaml(text)
@@ -49,6 +50,23 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} cannot be read: {one_line(error.problem)}{line}") from error
     except (ValueError, yaml.YAMLError, OSError) as error:
         raise InputError(f"{path} cannot be read: {one_line(error)}") from error
+
+
+def _recipe(name: Path) -> Path:
+    """The file of this name that comes with the programs.
+
+    Raises:
+        InputError: there is none.
+    """
+    parent = os.fspath(name.parent) if name.name != os.fspath(name) else ""
+    if parent not in RECIPE_FOLDERS:
+        raise InputError(f"{name}: there is no such file of settings")
+    recipes = Path(str(resources.files("hf_lookbehind.scripts"))) / "recipes"
+    found = [recipes / folder / name.name for folder in ([parent] if parent else RECIPE_FOLDERS)]
+    for path in found:
+        if path.is_file():
+            return path
+    raise InputError(f"{name}: there is no such file of settings, neither here nor in {recipes}")
 
 
 def _of_json(text: str) -> dict[str, Any]:

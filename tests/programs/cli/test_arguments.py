@@ -295,8 +295,11 @@ def test_a_bare_name_is_looked_up_among_the_recipes(tmp_path, monkeypatch):
     assert parser.parse(["vit_digits.yaml"]).data.dataset_name == "digits"
     (tmp_path / "vit_digits.yaml").write_text("train_dir: .")
     assert parser.parse(["vit_digits.yaml"]).data.dataset_name is None
-    with pytest.raises(InputError, match="there is no such file"):
-        parser.parse(["./nowhere/vit_digits.yaml"])
+    assert parser.parse(["sam.yaml"]).lookbehind == parser.parse(["papers/sam.yaml"]).lookbehind
+    # those of accelerate are no settings of a program
+    for name in ("./nowhere/vit_digits.yaml", "papers/vit_digits.yaml", "accelerate/ddp.yaml", "ddp.yaml"):
+        with pytest.raises(InputError, match="there is no such file"):
+            parser.parse([name])
 
 
 def test_a_folder_that_contains_the_working_directory_is_not_pushed(parser, tmp_path, monkeypatch):
