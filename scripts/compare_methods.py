@@ -53,6 +53,7 @@ from hf_lookbehind.programs.cli.lock import hold
 from hf_lookbehind.programs.cli.paths import check_folder_to_write
 from hf_lookbehind.programs.cli.running import OneLineParser, RunStatus, no_empty_folder, quiet_libraries, run_program
 from hf_lookbehind.programs.registry import PROGRAMS, module_name
+from hf_lookbehind.report import fit_terminal
 
 TRAINING = [name for name, entry in PROGRAMS.items() if entry.trains]
 
@@ -203,7 +204,7 @@ def write(comparison: Comparison, said: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`compare`, the tables and the verdict, and an exit code (see `run_program`)."""
-    return run_program(lambda status: compare(argv, status), lambda said: print(f"\n{said}"))
+    return run_program(lambda status: compare(argv, status), lambda said: print(f"\n{fit_terminal(said)}"))
 
 
 if __name__ == "__main__":

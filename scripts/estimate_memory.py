@@ -31,7 +31,7 @@ from transformers import HfArgumentParser
 from hf_lookbehind.programs.cli.method_flags import lookbehind_config, lookbehind_flags, of_method
 from hf_lookbehind.programs.cli.running import OneLineParser, RunStatus, quiet_libraries, run_program
 from hf_lookbehind.programs.footprint import ENGINES, Footprint, Setup, Sizes, size_of
-from hf_lookbehind.report.tables import format_table
+from hf_lookbehind.report import fit_terminal, format_table
 
 GIB = 2**30
 
@@ -112,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def work(status: RunStatus) -> str:
         return estimate(argv)
 
-    return run_program(work, print)
+    return run_program(work, lambda said: print(fit_terminal(said)))
 
 
 if __name__ == "__main__":

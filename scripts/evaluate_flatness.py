@@ -65,6 +65,7 @@ from hf_lookbehind.programs.cli.running import (
 )
 from hf_lookbehind.programs.models.loading import load_config
 from hf_lookbehind.programs.registry import PROGRAMS, module_name, program_of
+from hf_lookbehind.report import fit_terminal
 from hf_lookbehind.report.side_by_side import draw, results_table, write_csv
 from hf_lookbehind.trainer.flatness import measured_batches, metric_of, metrics_on, rated_by
 
@@ -351,7 +352,9 @@ def _hold_models(names: Sequence[str], held: ExitStack) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`evaluate`, a table, and an exit code (see `run_program`)."""
-    return run_program(lambda status: evaluate(argv, status), lambda records: print(f"\n{results_table(records)}"))
+    return run_program(
+        lambda status: evaluate(argv, status), lambda records: print(f"\n{fit_terminal(results_table(records))}")
+    )
 
 
 if __name__ == "__main__":

@@ -15,7 +15,9 @@ if __name__ == "__main__":
 
 
 import argparse
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -44,9 +46,16 @@ def listing(word: str = "") -> str:
     """Those that have the word in their name or title, by folder."""
     chosen = [name for name in names() if word.lower() in f"{name} {title(name)}".lower()]
     width = max(map(len, chosen), default=0)
+    # what goes to a file or a pipe keeps a line for each
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+    under = " " * (min(width, columns // 2) + 4)
     groups = []
     for folder, heading in GROUPS.items():
-        lines = [f"  {name:{width}}  {title(name)}" for name in chosen if name.rpartition("/")[0] == folder]
+        lines = [
+            textwrap.fill(f"  {name:{width}}  {title(name)}", columns, subsequent_indent=under)
+            for name in chosen
+            if name.rpartition("/")[0] == folder
+        ]
         if lines:
             groups.append("\n".join([heading, *lines]))
     return "\n\n".join(groups)

@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from ..config import InputError
 from ..hub.card.measured import json_values
-from ..report import format_table, plot_training
+from ..report import fit_terminal, format_table, plot_training
 from ..trainer.engines import engine_of
 from . import card
 from .checks.earlier import forget_model, output_folder
@@ -184,7 +184,8 @@ def _show(results: Results) -> None:
         {"metric": name, "value": f"{value:.4g}" if isinstance(value, float) else str(value)}
         for name, value in results.metrics.items()
     ]
-    sys.stdout.write("".join(f"\n{table}\n" for table in (results.table, format_table(rows)) if table))
+    tables = "".join(f"\n{table}\n" for table in (results.table, format_table(rows)) if table)
+    sys.stdout.write(fit_terminal(tables))
     pushed = f" and pushed to {results.repo_id}" if results.repo_id else ""
     sys.stdout.write(f"\nsaved in {results.folder}{pushed}\n")
 

@@ -1,6 +1,7 @@
 """Plain data in; numbers, text and picture files out."""
 
 from .tables import format_number, format_plus_minus, format_table
+from .terminal import fit_terminal
 
 TYPE_CHECKING = False  # to type checkers it is true; nothing is imported for it
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Grid",
+    "fit_terminal",
     "format_number",
     "format_plus_minus",
     "format_table",

@@ -34,6 +34,7 @@ from hf_lookbehind.programs.cli.paths import check_folder_to_write, remove_earli
 from hf_lookbehind.programs.cli.running import INTERRUPTED, OneLineParser, one_line, run_program
 from hf_lookbehind.programs.tuning.grid import grid_search
 from hf_lookbehind.report import (
+    fit_terminal,
     format_plus_minus,
     format_table,
     mean_sd,
@@ -235,7 +236,7 @@ def choose_settings(demo: Demo, seeds: Sequence[int]) -> dict[str, dict[str, flo
                 result = grid_search(score, method.grid, seeds)
                 found["validation accuracy"] = max(row["mean"] for row in result.table)
             rows = [row["settings"] | {"validation accuracy": _percent(row["scores"])} for row in result.table]
-            print(f"\n{format_table(rows)}\n\nbest: {result.best}\n")
+            print(f"\n{fit_terminal(format_table(rows))}\n\nbest: {result.best}\n")
             recipe[method.name], tables[method.name] = result.best, result.table
     _write_json(demo.folder / "search.json", {"seeds": list(seeds), "tables": tables})
     return recipe
@@ -421,9 +422,9 @@ def run(args: argparse.Namespace) -> None:
     labels = {method.name: method.label for method in DEMO_METHODS}
     compare_in_cards(folder, runs, labels, SIGMAS_IN_TABLE, split=TEST_SPLIT, figure=PLOT_NAME)
     print(f"\nTest accuracy in %, mean +- sd over {len(seeds)} seeds; noise: multiplicative, on all weights\n")
-    print(results_table(runs))
+    print(fit_terminal(results_table(runs)))
     print("\nDifferences in points, paired by seed, mean +- standard error\n")
-    print(differences_table(found))
+    print(fit_terminal(differences_table(found)))
     if len(seeds) > 1:
         print(f"\nWhat {len(seeds)} seeds show (a tie: not beyond twice the standard error)\n")
         print("\n".join(findings(found)))
