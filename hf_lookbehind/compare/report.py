@@ -129,7 +129,7 @@ class Report:
                 lines += ["", "Paired differences: mean [95% interval], n seeds.", "", self._table_of(differences)]
             lines += self._shares(task, budget)
         lines += ["", "## Which claims show", "", *self.claims()]
-        lines += ["", "## Tuning", "", *self._warnings(), "", "All points of all grids: TUNING.md."]
+        lines += ["", "## Tuning", "", *self._warnings(), "", "All points of all grids: [TUNING.md](TUNING.md)."]
         lines += ["", *(f"![{path.stem}]({path.name})" for path in figures)]
         return "\n".join(lines) + "\n"
 

@@ -60,8 +60,8 @@ def compression(
             their output channels in the first. Default: those of the layers above.
 
     Returns:
-        One record per form, in the given order: `form`; `value`, the result; `change`, how far the weights moved:
-        ||w' - w|| / ||w|| over all compressed parameters.
+        One record per form, in the given order, with `form`; `value`, the result; `change`, how far the weights
+        moved, ||w' - w|| / ||w|| over all compressed parameters.
 
     Raises:
         InputError: an argument is not as described, the model is quantised already or has nothing to compress, or

@@ -65,8 +65,8 @@ def weight_noise(
             the worst.
 
     Returns:
-        One record per sigma, in the given order: `sigma`; `values`, the result of each draw; their `mean`; `sd`, the
-        sample standard deviation (0.0 for one draw, nan where the mean is not finite); `worst`, the lowest of them, or
+        One record per sigma, in the given order, with `sigma`; `values`, the result of each draw; their `mean`; `sd`,
+        the sample standard deviation (0.0 for one draw, nan where the mean is not finite); `worst`, the lowest, or
         with `greater_is_better=False` the highest. A result that is nan is the worst, and makes the mean nan.
 
     Raises:

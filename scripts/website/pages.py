@@ -1,4 +1,4 @@
-"""Hooks of MkDocs for the site of `docs/`: the pages beside that folder, and links as the site needs them.
+"""Hooks of MkDocs for the site of `docs/`: pages beside that folder, links and code as the site needs them.
 
 In the repository links are those of a code host, relative to their file. On the site a link to a page of the site
 leads there; one to another file of the repository becomes the path of that file.
@@ -12,7 +12,11 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 # Pages that lie beside docs/, and what they are called on the site: a README.md there would be its first page.
 BESIDE = {f"{name}.md": f"{name.lower()}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG", "SECURITY")}
+# In a search the pages that tell of these come first; TUNING.md, which is numbers alone, is not found.
+_FOUND_LATER = ("studies/", "changelog.md", "contributing.md")
 _CODE = r"^ *```.*?^ *```|`[^`\n]*`"
+_INLINE = re.compile(r"(?<!<pre>)(?<!<span></span>)<code>[^<]*</code>")
+_PART = re.compile(r"(?P<flag>(?<![\w-])--?[a-z][\w-]*)|(?<=\w)(?:[/=(]+(?=\w)|\.(?=[A-Za-z]\w{3}))")
 _LINK = re.compile(rf'{_CODE}|\[(?P<text>[^\]]*)\]\((?P<to>[^)\s]+)\)|src="(?P<src>[^"]+)"', re.DOTALL | re.MULTILINE)
 
 
@@ -49,10 +53,21 @@ def site_links(text: str, source: str) -> str:
 
 
 def _on_site(path: str) -> str | None:
-    """Where a file of the repository is on the site; None: nowhere."""
+    """Where a file of the repository, or a folder with a README, is on the site; None: nowhere."""
     if path in BESIDE:
         return BESIDE[path]
+    if path.startswith("docs/") and (ROOT / path / "README.md").is_file():
+        path = f"{path}/README.md"
     return path.removeprefix("docs/") if path.startswith("docs/") and (ROOT / path).is_file() else None
+
+
+def breaking(html: str) -> str:
+    """HTML whose inline code may break where a part of a name ends (`<wbr>`), not in a flag (`class="flag"`)."""
+    return _INLINE.sub(lambda code: _PART.sub(_marked, code[0]), html)
+
+
+def _marked(part: re.Match[str]) -> str:
+    return f'<span class="flag">{part[0]}</span>' if part["flag"] else f"{part[0]}<wbr>"
 
 
 # ---- what MkDocs calls ----
@@ -72,4 +87,14 @@ def on_files(files: Any, config: Any) -> None:
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     beside = {name: source for source, name in BESIDE.items()}
     uri = page.file.src_uri
+    if uri == "index.md":
+        page.meta["hide"] = ["navigation"]  # which would name this page alone
+    if uri in beside or uri.startswith(
+        "studies/"
+    ):  # grids are numbers alone, and what tells of the others comes first
+        page.meta["search"] = {"exclude": True} if uri.endswith("TUNING.md") else {"boost": 0.3}
     return site_links(markdown, beside.get(uri, f"docs/{uri}"))
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    return breaking(html)

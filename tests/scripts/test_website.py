@@ -37,6 +37,21 @@ def test_the_nav_names_every_page_once():
     )
 
 
+def test_the_page_of_the_studies_names_every_report():
+    text = (ROOT / "docs" / "studies" / "README.md").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"\((\w+)/REPORT\.md\)", text)) == sorted(
+        path.parent.name for path in (ROOT / "docs" / "studies").glob("*/REPORT.md")
+    )
+
+
+def test_a_list_begins_after_an_empty_line():
+    """A code host sees the list without; the site does not."""
+    run_on = re.compile(r"^(?!#|- |\s)\S.*\n- ", re.MULTILINE)
+    sources = [*(ROOT / "docs").rglob("*.md"), *(ROOT / name for name in pages.BESIDE)]
+    texts = {p.name: re.sub(r"^ *```.*?^ *```", "", p.read_text("utf-8"), flags=re.DOTALL | re.M) for p in sources}
+    assert {name: found for name, text in texts.items() if (found := run_on.findall(text))} == {}
+
+
 def test_the_reference_names_what_is_public():
     shown = re.findall(
         r"^::: (\S+)$", "".join(p.read_text("utf-8") for p in (ROOT / "docs" / "api").glob("*.md")), re.MULTILINE
@@ -87,11 +102,33 @@ def test_a_page_without_its_marks_is_refused():
         ("docs/hub.md", "[`model_cards/`](../model_cards)", "`model_cards/`"),
         ("docs/studies/rho/REPORT.md", "[w](../../when.md)", "[w](../../when.md)"),
         ("docs/hub.md", "[gone](gone.md)", "[gone](gone.md)"),
+        ("docs/when.md", "[s](studies)", "[s](studies/README.md)"),
     ],
-    ids=["beside", "from beside", "not on the site", "named", "deeper", "dead"],
+    ids=["beside", "from beside", "not on the site", "named", "deeper", "dead", "folder"],
 )
 def test_links_are_those_of_the_site(source, text, expected):
     assert pages.site_links(text, source) == expected
+
+
+@pytest.mark.parametrize(
+    ("html", "expected"),
+    [
+        ("<code>tests/hub</code>", "<code>tests/<wbr>hub</code>"),
+        ("<code>trl.DPOTrainer a.py 0.02</code>", "<code>trl.<wbr>DPOTrainer a.py 0.02</code>"),
+        (
+            "<code>--rho=0.1 -m k</code>",
+            '<code><span class="flag">--rho</span>=<wbr>0.1 <span class="flag">-m</span> k</code>',
+        ),
+        ("<code>x=-1 well-known</code>", "<code>x=-1 well-known</code>"),
+        (
+            "<pre><span></span><code>a/b --c</code></pre> d/e --f",
+            "<pre><span></span><code>a/b --c</code></pre> d/e --f",
+        ),
+    ],
+    ids=["path", "name", "flag", "minus", "block and prose"],
+)
+def test_code_breaks_where_a_part_of_a_name_ends(html, expected):
+    assert pages.breaking(html) == expected
 
 
 @needs_mkdocs
@@ -108,6 +145,13 @@ def test_the_site_is_built_without_a_warning(tmp_path):
     # a session of Python is code; a word in angle brackets is no tag
     assert "<class>" not in (tmp_path / "site" / "flags.html").read_text(encoding="utf-8")
     assert not any("<blockquote" in page.read_text(encoding="utf-8") for page in (tmp_path / "site" / "api").iterdir())
+    # `Returns:` over two lines is one item
+    core = (tmp_path / "site" / "api" / "core.html").read_text(encoding="utf-8")
+    assert re.search(r"the power of the\s+betas\. An optimizer", core)
+    # and what comes before a colon there is no type
+    reference = "".join(page.read_text(encoding="utf-8") for page in (tmp_path / "site" / "api").iterdir())
+    types = re.findall(r"Returns:</span></p>\s*<ul>\s*<li[^>]*>\s*<code>(.*?)</code>", reference)
+    assert len(types) > 8 and not any("One record" in t for t in types)
     # nothing is asked of another host
     for page in (tmp_path / "site").rglob("*.html"):
         text = page.read_text(encoding="utf-8")
