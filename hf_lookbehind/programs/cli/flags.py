@@ -4,7 +4,7 @@ import argparse
 import difflib
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,7 +17,7 @@ from ...hub.redact import redact_flags
 from .arguments import DataArguments, FinetuningArguments, ModelArguments, SearchArguments, is_reserved
 from .lookahead import check_lookahead
 from .matched import match_optimizer
-from .method_flags import lookbehind_config, lookbehind_flags, number_or_word, of_method
+from .method_flags import lookbehind_config, lookbehind_flags, number_or_word, of_method, set_by_method
 from .paths import check_output_dir, resume_from
 from .settings_file import read_settings
 from .sharing import HUB_FLAGS, HubArguments, take_hub_arguments
@@ -205,8 +205,8 @@ class FlagParser(HfArgumentParser):
         """Those of the command line, or of the file that it names and those after it."""
         argv = [str(argument) for argument in (sys.argv[1:] if argv is None else argv)]
         if argv and argv[0].endswith((".yaml", ".yml", ".json")):
-            # first, so that the flags after it override
-            argv = self._flags_of_file(Path(argv[0])) + argv[1:]
+            # first, so that the flags after it override; --method does so of what it sets
+            argv = self._flags_of_file(Path(argv[0]), without=set_by_method(argv[1:])) + argv[1:]
         return argv
 
     def _values(self, argv: list[str]) -> dict[str, dict[str, Any]]:
@@ -219,8 +219,8 @@ class FlagParser(HfArgumentParser):
             for group, kind in self.groups.items()
         }
 
-    def _flags_of_file(self, path: Path) -> list[str]:
-        """The settings of a file as flags."""
+    def _flags_of_file(self, path: Path, without: Collection[str]) -> list[str]:
+        """The settings of a file as flags, but for some names."""
         settings = read_settings(path)
         known = {f.name for kind in self.groups.values() for f in fields(kind) if f.init}
         unknown = [str(key) for key in settings if key not in known]
@@ -229,6 +229,8 @@ class FlagParser(HfArgumentParser):
             raise InputError(f"{path} has unknown settings: {', '.join(hints)}")
         flags = []
         for name, value in settings.items():
+            if name in without:
+                continue
             value = "no" if value == [] and name in _WORDS else value
             if isinstance(value, list):
                 flags += [f"--{name}", *map(str, value)]

@@ -1,7 +1,7 @@
 """Flags of the method: one for each field of `LookbehindConfig`, and what they say."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import field, fields
 from typing import Any, get_args, get_type_hints
 
@@ -84,6 +84,16 @@ def lookbehind_config(values: Mapping[str, Any]) -> LookbehindConfig:
         return LookbehindConfig(**given)
     except InputError as error:
         raise InputError(f"--{error}") from error
+
+
+def set_by_method(words: Sequence[str]) -> Collection[str]:
+    """The settings that `--method` sets among these words of a command line, if it is there."""
+    method = "lookbehind"
+    for word, after in zip(words, [*words[1:], ""], strict=True):
+        flag, is_joined, value = word.partition("=")
+        if flag == "--method":
+            method = value if is_joined else after
+    return PRESETS.get(method, {})
 
 
 def of_method(method: str, given: LookbehindConfig) -> LookbehindConfig:

@@ -35,6 +35,15 @@ def test_a_word_stands_for_settings(parse, flags, expected):
     assert parse(*flags.split()).lookbehind == expected
 
 
+@pytest.mark.parametrize("spelling", [["--method", "plain"], ["--method=plain"]])
+def test_a_method_overrides_what_a_file_says_of_it(parse, tmp_path, spelling):
+    file = tmp_path / "settings.yaml"
+    file.write_text("k: 2\nrho: 0.1\n", encoding="utf-8")
+    assert parse(str(file), *spelling).lookbehind == LookbehindConfig(k=0, rho=0.1)
+    with pytest.raises(InputError, match="--k 2 is not allowed with --method plain"):
+        parse(str(file), *spelling, "--k", "2")
+
+
 def test_a_match_has_the_learning_rate_and_the_betas_too(parse):
     args = parse(*"--method matched --k 2 --alpha 0.25 --learning_rate 1e-3 --adam_beta1 0.8 --adam_beta2 0.9".split())
     assert args.matches == LookbehindConfig(k=2, alpha=0.25)
