@@ -8,6 +8,7 @@ The same command draws the same pictures, byte by byte, with the same versions o
 """
 
 import argparse
+import io
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from pathlib import Path
 import torch
 import transformers
 from matplotlib.figure import Figure
+from PIL import Image
 
 from hf_lookbehind import InputError
 from hf_lookbehind.programs.cli.paths import check_folder_to_write
@@ -54,13 +56,21 @@ PICTURES: dict[str, Callable[[argparse.Namespace], Figure]] = {
 }
 
 
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as a small PNG: 96 colours, and no name and version of a library."""
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=150, format="png")
+    with Image.open(drawn) as image:
+        image.convert("RGB").quantize(96, dither=Image.Dither.NONE).save(path, optimize=True)
+
+
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Raises `InputError` for what would fail later."""
     parser = OneLineParser(description=__doc__)
     add = parser.add_argument
     add("--only", nargs="+", choices=PICTURES, default=list(PICTURES), help="Which pictures. Default: all.")
     add("--output_dir", default=str(IMAGES), help="Default: docs/images.")
-    add("--points", type=int, default=21, help="Of each side of a plane, an odd number. Default: 21.")
+    add("--points", type=int, default=15, help="Of each side of a plane, an odd number. Default: 15.")
     add("--max_steps", type=int, default=-1, help="End every training early, for a trial.")
     args = parser.parse_args(argv)
     if args.points < 3 or args.points % 2 == 0:
@@ -80,8 +90,7 @@ def run(args: argparse.Namespace) -> None:
     args.output_dir.mkdir(parents=True, exist_ok=True)
     for name in args.only:
         path = args.output_dir / f"{name}.png"
-        # without the name and version of the library, which would change the file and not the picture
-        PICTURES[name](args).savefig(path, dpi=150, format="png", metadata={"Software": None})
+        save(PICTURES[name](args), path)
         print(f"{path.name}: {path.stat().st_size / 1000:.0f} kB")
 
 

@@ -15,7 +15,7 @@ from hf_lookbehind.scripts.demo.__main__ import DEMO_METHODS, RECIPE, Demo, read
 SEED = 0
 SHOWN = ("adamw", "sam-x3", "lookbehind-sam")
 REACH = 0.5  # of the planes, in lengths of a filter
-LEVELS = (0.8, 1, 1.25, 1.5, 2, 2.5, 3, 4, 5)
+LEVELS = (0.75, 1, 1.25, 1.5, 2, 2.5, 3, 4)
 
 
 def trained(folder: Path, max_steps: int = -1) -> tuple[dict[str, nn.Module], Tensor, Tensor]:
@@ -34,7 +34,7 @@ def trained(folder: Path, max_steps: int = -1) -> tuple[dict[str, nn.Module], Te
     return models, *demo.test_images()
 
 
-def planes(models: Mapping[str, nn.Module], pixels: Tensor, labels: Tensor, points: int = 21) -> dict[str, LossPlane]:
+def planes(models: Mapping[str, nn.Module], pixels: Tensor, labels: Tensor, points: int = 15) -> dict[str, LossPlane]:
     """The test loss of each model on points x points weights around its own, along the same two directions."""
     batches = [{"pixel_values": pixels, "labels": labels}]
     ticks = torch.linspace(-REACH, REACH, points, dtype=torch.float64).tolist()
@@ -43,7 +43,7 @@ def planes(models: Mapping[str, nn.Module], pixels: Tensor, labels: Tensor, poin
 
 def planes_picture(found: Mapping[str, LossPlane]) -> Figure:
     """The planes side by side, on one scale of colours."""
-    figure = Figure(figsize=(7.6, 3.3), layout="constrained")
+    figure = Figure(figsize=(6.4, 3.1), layout="constrained")
     panels = figure.subplots(1, len(found), sharex=True, sharey=True)
     for axes, (name, plane) in zip(panels, found.items(), strict=True):
         filled = axes.contourf(plane.x, plane.y, plane.losses, levels=LEVELS, cmap="viridis_r", extend="both")
@@ -53,5 +53,7 @@ def planes_picture(found: Mapping[str, LossPlane]) -> Figure:
         axes.set_aspect("equal")
         axes.set_xlabel("first direction", fontsize=11)
     panels[0].set_ylabel("second direction", fontsize=11)
-    figure.colorbar(filled, ax=panels, label="test loss", ticks=LEVELS, shrink=0.85)
+    bar = figure.colorbar(filled, ax=panels, location="bottom", shrink=0.7, aspect=30)
+    bar.set_ticks(LEVELS, labels=[f"{level:g}" for level in LEVELS])
+    bar.set_label("test loss", fontsize=11)
     return figure

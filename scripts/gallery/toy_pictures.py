@@ -44,7 +44,7 @@ def iteration_picture(drawn: dict[str, Recorded]) -> Figure:
         "Beside it: one step of SAM",
     )
     for number, (axes, title) in enumerate(zip(panels, titles, strict=True)):
-        _contours(axes, bowl, (-2.7, 0.4), (-1.5, 1.6), levels=[i * i / 16 for i in range(1, 16)])
+        _contours(axes, bowl, (-2.6, 0.7), (-1.65, 1.65), levels=[i * i / 16 for i in range(1, 17)])
         axes.set_title(title, fontsize=12)
         axes.set_aspect("equal")
         axes.set_xticks([])
@@ -106,7 +106,7 @@ def _beside(axes: Axes, drawn: dict[str, Recorded]) -> None:
     _dots(axes, ours[1:], "slow", "Lookbehind", (8, -14), fillstyle="none", markersize=11)
 
 
-def valley_paths() -> dict[str, list[Point]]:
+def valley_paths(steps: int = VALLEY_STEPS) -> dict[str, list[Point]]:
     """The slow weights of each method in the valley, all from one start, for as many steps."""
     matched = VALLEY.matched_sam()
     methods = {
@@ -115,9 +115,7 @@ def valley_paths() -> dict[str, list[Point]]:
         "Lookbehind": (VALLEY, VALLEY_RATE),
         "matched SAM": (matched.config, VALLEY_RATE * matched.learning_rate),
     }
-    return {
-        name: Walk(valley, VALLEY_START, config, rate).path(VALLEY_STEPS) for name, (config, rate) in methods.items()
-    }
+    return {name: Walk(valley, VALLEY_START, config, rate).path(steps) for name, (config, rate) in methods.items()}
 
 
 def curvature_at_end(path: Sequence[Point]) -> float:
@@ -172,10 +170,8 @@ def _dots(
 
 
 def _arrow(axes: Axes, start: Point, end: Point, colour: str, **style: Any) -> None:
-    style = {"linewidth": 1.8, "alpha": 1.0} | style
-    axes.annotate(
-        "", end, start, arrowprops={"arrowstyle": "-|>", "color": colour, "shrinkA": 0, "shrinkB": 2} | style
-    )
+    style = {"arrowstyle": "-|>", "color": colour, "shrinkA": 0, "shrinkB": 2, "linewidth": 1.8} | style
+    axes.annotate("", end, start, arrowprops=style)
 
 
 def _handle(colour: str, marker: str, line: str, label: str) -> Line2D:
