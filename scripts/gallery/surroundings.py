@@ -45,15 +45,16 @@ def planes_picture(found: Mapping[str, LossPlane]) -> Figure:
     """The planes side by side, on one scale of colours."""
     figure = Figure(figsize=(6.4, 3.1), layout="constrained")
     panels = figure.subplots(1, len(found), sharex=True, sharey=True)
+    filled = []
     for axes, (name, plane) in zip(panels, found.items(), strict=True):
-        filled = axes.contourf(plane.x, plane.y, plane.losses, levels=LEVELS, cmap="viridis_r", extend="both")
+        filled.append(axes.contourf(plane.x, plane.y, plane.losses, levels=LEVELS, cmap="viridis_r", extend="both"))
         axes.contour(plane.x, plane.y, plane.losses, levels=LEVELS, colors="w", linewidths=0.5)
         axes.plot(0, 0, color="w", marker="+", markersize=9, markeredgewidth=1.8)
         axes.set_title(name, fontsize=12)
         axes.set_aspect("equal")
         axes.set_xlabel("first direction", fontsize=11)
     panels[0].set_ylabel("second direction", fontsize=11)
-    bar = figure.colorbar(filled, ax=panels, location="bottom", shrink=0.7, aspect=30)
+    bar = figure.colorbar(filled[0], ax=panels, location="bottom", shrink=0.7, aspect=30)
     bar.set_ticks(LEVELS, labels=[f"{level:g}" for level in LEVELS])
     bar.set_label("test loss", fontsize=11)
     return figure

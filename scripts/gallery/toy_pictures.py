@@ -1,7 +1,7 @@
 """The pictures of the toy landscapes: one iteration step by step, and where the methods end in a valley."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from matplotlib.axes import Axes
@@ -97,8 +97,8 @@ def _beside(axes: Axes, drawn: dict[str, Recorded]) -> None:
     """SAM, and the SAM of 1.5 times the radius that matches Lookbehind, with where all three end."""
     for name, colour, marker, aside in (("SAM", PINK, "D", (-32, -10)), ("matched SAM", GREEN, "P", (10, 3))):
         step = drawn[name]
-        _arrow(axes, *step.perturbed, RED)
-        _arrow(axes, *step.slow, colour)
+        _arrow(axes, step.perturbed[0], step.perturbed[1], RED)
+        _arrow(axes, step.slow[0], step.slow[1], colour)
         _dots(axes, step.perturbed[1:], "perturbed")
         _dots(axes, step.slow[1:], name, name, aside, colour=colour, marker=marker)
     ours = drawn["Lookbehind"].slow
@@ -174,7 +174,7 @@ def _arrow(axes: Axes, start: Point, end: Point, colour: str, **style: Any) -> N
     axes.annotate("", end, start, arrowprops=style)
 
 
-def _handle(colour: str, marker: str, line: str, label: str) -> Line2D:
+def _handle(colour: str, marker: str, line: Literal["none", "-", ":"], label: str) -> Line2D:
     return Line2D([], [], color=colour, marker=marker, linestyle=line, label=label)
 
 
