@@ -57,11 +57,11 @@ PICTURES: dict[str, Callable[[argparse.Namespace], Figure]] = {
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as a small PNG: 96 colours, and no name and version of a library."""
+    """Write a figure as a small PNG: 256 colours, and no name and version of a library."""
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=150, format="png")
     with Image.open(drawn) as image:
-        image.convert("RGB").quantize(96, dither=Image.Dither.NONE).save(path, optimize=True)
+        image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
