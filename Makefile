@@ -68,7 +68,7 @@ runs/demo/lookbehind-sam/card.json: | $(STAMP)
 cards: $(STAMP) runs/demo/lookbehind-sam/card.json  ## write the demo's model cards (it runs, if it has not): model_cards/
 	$(BIN)/python scripts/demo/model_cards.py runs/demo model_cards
 
-gallery: $(STAMP)  ## draw the pictures of docs/gallery.md, under two minutes: docs/images/
+gallery: $(STAMP)  ## draw the pictures of docs/gallery.md, about three minutes: docs/images/
 	$(BIN)/python scripts/gallery
 
 demo-settings: $(STAMP)  ## choose the demo's learning rates and radii again, on its validation split

@@ -1,4 +1,4 @@
-"""Draw the pictures of docs/gallery.md: under two minutes on one core.
+"""Draw the pictures of docs/gallery.md: about three minutes on one core.
 
     python scripts/gallery                        # or: make gallery; writes to docs/images
     python scripts/gallery --only iteration valley

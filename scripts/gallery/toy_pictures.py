@@ -44,7 +44,7 @@ def iteration_picture(drawn: dict[str, Recorded]) -> Figure:
         "Beside it: one step of SAM",
     )
     for number, (axes, title) in enumerate(zip(panels, titles, strict=True)):
-        _contours(axes, bowl, (-2.75, 0.55), (-1.65, 1.65), levels=[i * i / 16 for i in range(1, 17)])
+        _contours(axes, bowl, (-2.7, 0.65), (-1.7, 1.65), levels=[i * i / 16 for i in range(1, 17)])
         axes.set_title(title, fontsize=12)
         axes.set_aspect("equal")
         axes.set_xticks([])
