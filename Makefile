@@ -1,6 +1,6 @@
 # Everything runs in .venv, which `make venv` creates; the system's Python is only asked to make it.
 .DEFAULT_GOAL := help
-.PHONY: help venv demo cards demo-settings bench bench-check docs gpu-check study data test test-quantised test-deepspeed test-docs test-torchvision test-floor test-newest test-versions test-all quality style clean
+.PHONY: help venv demo cards gallery demo-settings bench bench-check docs gpu-check study data test test-quantised test-deepspeed test-docs test-torchvision test-floor test-newest test-versions test-all quality style clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -67,6 +67,9 @@ runs/demo/lookbehind-sam/card.json: | $(STAMP)
 
 cards: $(STAMP) runs/demo/lookbehind-sam/card.json  ## write the demo's model cards (it runs, if it has not): model_cards/
 	$(BIN)/python scripts/demo/model_cards.py runs/demo model_cards
+
+gallery: $(STAMP)  ## draw the pictures of docs/gallery.md, about three minutes: docs/images/
+	$(BIN)/python scripts/gallery
 
 demo-settings: $(STAMP)  ## choose the demo's learning rates and radii again, on its validation split
 	$(BIN)/python scripts/demo --choose_settings

@@ -109,8 +109,8 @@ def test_the_package_never_imports_the_scripts(path):
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=module_name)
 def test_what_users_get_never_imports_the_tools_of_the_maintainers(path):
-    is_tool = path.parent.name in ("benchmark", "demo", "gpu_check", "studies")
-    tools = tuple(f"hf_lookbehind.scripts.{name}" for name in ("benchmark", "demo", "gpu_check", "studies"))
+    is_tool = path.parent.name in ("benchmark", "demo", "gallery", "gpu_check", "studies")
+    tools = tuple(f"hf_lookbehind.scripts.{name}" for name in ("benchmark", "demo", "gallery", "gpu_check", "studies"))
     assert is_tool or not [name for name in imports(path) if name.startswith(tools)]
 
 
