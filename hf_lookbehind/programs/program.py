@@ -27,6 +27,7 @@ from .cli.running import (
     SEARCH_NAME,
     Preempted,
     RunStatus,
+    bars_on_terminals,
     from_main_process,
     is_main_process,
     no_empty_folder,
@@ -91,7 +92,7 @@ class Program:
                 nothing has been written, but for an image that is read only in training.
             Preempted: SIGTERM has ended the training, after a checkpoint; nothing is evaluated.
         """
-        with reported(status) as status:
+        with reported(status) as status, bars_on_terminals():
             return self._train(argv, status)
 
     def _train(self, argv: Sequence[str] | None, status: RunStatus) -> Results:
@@ -128,7 +129,9 @@ class Program:
             outcome = trainer.train(resume_from_checkpoint=resume_from(training.resume_from_checkpoint))
         if trainer.was_preempted:
             raise Preempted
-        results = _save(trainer, outcome.metrics | {"train_samples": len(task.datasets["train"])}, folder.path)
+        # total_flos counts one pass a step, and is there on terminals only
+        metrics = {name: value for name, value in outcome.metrics.items() if name != "total_flos"}
+        results = _save(trainer, metrics | {"train_samples": len(task.datasets["train"])}, folder.path)
         if is_main_process():
             plot_training(trainer.state.log_history, folder.path / PLOT_NAME)
         if search is not None:

@@ -20,7 +20,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from ...config import InputError
 from ...trainer.private import dict_fields
 from .paths import check_model_folder, exists, looks_like_path
-from .running import one_line
+from .running import bars_are_shown, one_line
 
 # What TrainingArguments raises of values that it does not accept.
 _REFUSALS = (ValueError, TypeError, OSError, ImportError, NotImplementedError)
@@ -222,6 +222,8 @@ class FinetuningArguments(TrainingArguments):
         if self.use_cpu and int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
             # the library forgets --ddp_timeout on the CPU
             dist.init_process_group("gloo", timeout=timedelta(seconds=self.ddp_timeout))
+        if self.disable_tqdm is None:
+            self.disable_tqdm = not bars_are_shown()
         given = {f.name: getattr(self, f.name) for f in fields(TrainingArguments) if f.init}
         try:
             with warnings.catch_warnings():

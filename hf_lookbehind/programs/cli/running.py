@@ -7,7 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -98,7 +98,7 @@ def quiet_libraries() -> Iterator[None]:
     logging.set_verbosity_error()
     # what it cannot read it logs as an error, and then raises
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
-    with _no_bars() if not (is_main_process() and sys.stderr.isatty()) else nullcontext():
+    with bars_on_terminals():
         try:
             yield
         finally:
@@ -106,8 +106,17 @@ def quiet_libraries() -> Iterator[None]:
             datasets.logging.set_verbosity(datasets_verbosity)
 
 
+def bars_are_shown() -> bool:
+    """Whether there is a terminal to show progress on: in a file each state of a bar stays."""
+    return is_main_process() and sys.stderr.isatty()
+
+
 @contextmanager
-def _no_bars() -> Iterator[None]:
+def bars_on_terminals() -> Iterator[None]:
+    """In the block the libraries show their progress on a terminal only."""
+    if bars_are_shown():
+        yield
+        return
     shown = not datasets.are_progress_bars_disabled(), logging.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     logging.disable_progress_bar()

@@ -14,10 +14,12 @@ from transformers.utils import logging
 
 from hf_lookbehind.config import InputError
 from hf_lookbehind.programs.cli import interrupt
+from hf_lookbehind.programs.cli.arguments import FinetuningArguments
 from hf_lookbehind.programs.cli.lock import LOCK_NAME
 from hf_lookbehind.programs.cli.running import (
     Preempted,
     RunStatus,
+    bars_on_terminals,
     no_empty_folder,
     one_line,
     quiet_libraries,
@@ -208,3 +210,16 @@ def test_ctrl_c_is_an_exception_again_once_a_program_runs():
         assert run_program(lambda status: os.kill(os.getpid(), signal.SIGINT)) == 130
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_progress_is_shown_on_a_terminal_only(monkeypatch, tmp_path):
+    assert FinetuningArguments(str(tmp_path)).disable_tqdm
+    with bars_on_terminals():
+        assert not logging.is_progress_bar_enabled()
+    assert logging.is_progress_bar_enabled()
+
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert not FinetuningArguments(str(tmp_path)).disable_tqdm
+    assert FinetuningArguments(str(tmp_path), disable_tqdm=True).disable_tqdm
+    with bars_on_terminals():
+        assert logging.is_progress_bar_enabled()
