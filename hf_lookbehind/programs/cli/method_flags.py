@@ -89,10 +89,10 @@ def lookbehind_config(values: Mapping[str, Any]) -> LookbehindConfig:
 def set_by_method(words: Sequence[str]) -> Collection[str]:
     """The settings that `--method` sets among these words of a command line, if it is there."""
     method = "lookbehind"
-    for word, after in zip(words, [*words[1:], ""], strict=True):
+    for number, word in enumerate(words, start=1):
         flag, is_joined, value = word.partition("=")
         if flag == "--method":
-            method = value if is_joined else after
+            method = value if is_joined else "".join(words[number : number + 1])
     return PRESETS.get(method, {})
 
 
