@@ -62,8 +62,6 @@ class SftDataArguments(TextDataArguments):
 
 
 def make_parser() -> FlagParser:
-    if find_spec("trl") is None:
-        raise InputError("sft needs the package trl: pip install 'hf_lookbehind[trl]'")
     return FlagParser(data=SftDataArguments, model=TextModelArguments, description=__doc__)
 
 
@@ -73,6 +71,8 @@ def no_new_config(args: Arguments, tokenizer: Any) -> PreTrainedConfig:
 
 def prepare(args: Arguments) -> Task:
     """The data, and a way to the model. What is wrong with any of them is found here, before a file is written."""
+    if find_spec("trl") is None:
+        raise InputError("sft needs the package trl: pip install 'hf_lookbehind[trl]'")
     if args.model.model_name_or_path is None:
         no_new_config(args, None)
     if args.training.metric is not None:

@@ -89,9 +89,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     uri = page.file.src_uri
     if uri == "index.md":
         page.meta["hide"] = ["navigation"]  # which would name this page alone
-    if uri in beside or uri.startswith(
-        "studies/"
-    ):  # grids are numbers alone, and what tells of the others comes first
+    if uri.startswith(_FOUND_LATER):
         page.meta["search"] = {"exclude": True} if uri.endswith("TUNING.md") else {"boost": 0.3}
     return site_links(markdown, beside.get(uri, f"docs/{uri}"))
 

@@ -23,4 +23,4 @@ def test_the_first_run_ends_with_a_card_on_the_hub(tmp_path, monkeypatch, hub, c
             code = importlib.import_module(module_name(name)).main([*flags, *SHORT.get(name, [])])
             assert code == 0, (name, capsys.readouterr().err)
     card = hub.repos["user/digits"].files["README.md"].decode()
-    assert "int4" in card and "0.3" in card
+    assert "| accuracy under weight noise 0.3 |" in card and "| accuracy with int4 weights" in card

@@ -1,4 +1,3 @@
-import os
 import sys
 
 from hf_lookbehind.report import fit_terminal, format_table
@@ -30,6 +29,5 @@ def test_a_table_that_fits_stays_and_one_that_does_not_is_shown_row_by_row():
 def test_a_file_gets_the_table_and_a_terminal_what_fits(monkeypatch):
     monkeypatch.setenv("COLUMNS", "20")
     assert fit_terminal(TEXT) == TEXT
-    monkeypatch.setattr(sys, "stdout", os.fdopen(os.dup(1), "w"))
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     assert "accuracy  57.6" in fit_terminal(TEXT)

@@ -10,6 +10,7 @@ from trl import SFTTrainer
 
 from hf_lookbehind.programs.data.conversations import IGNORED
 from hf_lookbehind.programs.models.tokenization import train_tokenizer
+from hf_lookbehind.scripts import run_sft
 from hf_lookbehind.scripts.run_sft import main, train
 from tests.caches import set_caches
 from tests.libraries import WORDS, make_folder
@@ -126,3 +127,13 @@ def test_bad_input_is_named(tmp_path, capsys, model, name):
 def test_a_model_is_needed(tmp_path, capsys):
     assert main([*written(tmp_path, ROW), "--output_dir", str(tmp_path / "out")]) == 2
     assert "--model_name_or_path is needed" in capsys.readouterr().err
+
+
+def test_without_trl_it_helps_and_says_what_to_install(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(run_sft, "find_spec", lambda name: None)
+    assert "--max_length" in run_sft.make_parser().format_help()
+    out, rows = tmp_path / "out", tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "a", "completion": "b"}\n', encoding="utf-8")
+    assert run_sft.main(["--train_file", str(rows), "--output_dir", str(out)]) == 2
+    assert "pip install 'hf_lookbehind[trl]'" in capsys.readouterr().err
+    assert not out.exists()
