@@ -39,7 +39,7 @@ from hf_lookbehind import InputError
 from hf_lookbehind.compare.asked import Asked, check_methods
 from hf_lookbehind.compare.cards import write_cards
 from hf_lookbehind.compare.comparison import Comparison
-from hf_lookbehind.compare.estimate import estimate, try_out
+from hf_lookbehind.compare.estimate import estimate
 from hf_lookbehind.compare.figures import write_report
 from hf_lookbehind.compare.report import Report
 from hf_lookbehind.compare.runs import devices
@@ -162,17 +162,15 @@ def compare(argv: Sequence[str] | None = None, status: RunStatus | None = None) 
     program, args, rest = parse(argv)
     folder, launcher = Path(args.output_dir).expanduser(), shlex.split(args.launcher)
     workers = args.workers or (1 if launcher else len(devices()) or os.cpu_count() or 1)
+    if status is not None:
+        status.output_dir = folder  # of which an interruption tells
     with quiet_libraries(), no_empty_folder(folder):
         study, steps_per_epoch = study_of(program, args, rest)
-        comparison = Comparison(study, folder, Path(), workers, launcher)
-        tried = try_out(comparison)
-    left = estimate(comparison, steps_per_epoch, tried)
+        left = estimate(Comparison(study, folder, Path(), workers, launcher), steps_per_epoch)
     sys.stderr.write(f"{left} with {workers} {'worker' if workers == 1 else 'workers'}\n")
     if args.dry_run:
         return str(left)
     folder.mkdir(parents=True, exist_ok=True)
-    if status is not None:
-        status.output_dir = folder  # of which an interruption tells
     with hold(folder):
         finished = Comparison(study, folder, Path(), workers, launcher)  # no other process can add runs any more
         finished.run()

@@ -20,7 +20,7 @@ class Estimate:
     Attributes:
         tuning, report: runs; how many a grid that is widened adds is not known.
         passes: gradients of a batch, of all of them.
-        minutes: with the workers that there are; None where what was tried diverged.
+        minutes: with the workers that there are; None where what was tried diverged, or nothing is left.
     """
 
     tuning: int
@@ -29,29 +29,38 @@ class Estimate:
     minutes: float | None
 
     def __str__(self) -> str:
+        if not self.tuning + self.report:
+            return "to do: nothing, all runs are finished"
         runs = f"{self.tuning} runs to tune and {self.report} to report" if self.tuning else f"{self.report} runs"
         time = "" if self.minutes is None else f", about {_in_words(self.minutes)}"
         more = "; more where a best value lies on the edge of its grid" if self.tuning else ""
         return f"to do: {runs}, {self.passes:,.0f} gradient passes{time}{more}"
 
 
-def estimate(comparison: Comparison, steps_per_epoch: int, tried: Trial) -> Estimate:
-    """Of what is not finished.
+def estimate(comparison: Comparison, steps_per_epoch: int) -> Estimate:
+    """Of what is not finished; where there is anything, two steps are tried out.
 
     Args:
         comparison: with what is recorded of it.
         steps_per_epoch: of its program's training data.
-        tried: the record of `try_out`.
+
+    Raises:
+        InputError: the program refuses the flags, or the data.
     """
     tuning = [run for run in unique(comparison.tuning_runs()) if run.key not in comparison.records.by_key]
     report = [run for run in unique(_like_reports(comparison)) if run.key not in comparison.records.by_key]
     passes = [_passes(run, steps_per_epoch) for run in (*tuning, *report)]
-    minutes = None
-    if "diverged" not in tried:
-        a_pass = tried["seconds"] / tried["passes"]
-        around = max(tried["wall"] - tried["seconds"], 0)  # data, model, evaluation
-        minutes = (sum(passes) * a_pass + len(passes) * around) / min(comparison.workers, max(len(passes), 1)) / 60
+    minutes = _minutes(passes, comparison) if passes else None
     return Estimate(len(tuning), len(report), sum(passes), minutes)
+
+
+def _minutes(passes: Sequence[float], comparison: Comparison) -> float | None:
+    tried = _try_out(comparison)
+    if "diverged" in tried:
+        return None
+    a_pass = tried["seconds"] / tried["passes"]
+    around = max(tried["wall"] - tried["seconds"], 0)  # data, model, evaluation
+    return (sum(passes) * a_pass + len(passes) * around) / min(comparison.workers, len(passes)) / 60
 
 
 def _like_reports(comparison: Comparison) -> Sequence[Run]:
@@ -65,12 +74,8 @@ def _like_reports(comparison: Comparison) -> Sequence[Run]:
     return runs
 
 
-def try_out(comparison: Comparison) -> Trial:
-    """Two steps of the method with most gradients a step, in a worker; nothing of it is kept.
-
-    Raises:
-        InputError: the program refuses the flags, or the data.
-    """
+def _try_out(comparison: Comparison) -> Trial:
+    """Two steps of the method with most gradients a step, in a worker; nothing of it is kept."""
     study = comparison.study
     runs = [
         study.run(task, budget, method, first(method.points(task, budget)), study.seeds[0], "tuning")

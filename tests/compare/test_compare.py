@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from hf_lookbehind import InputError
+from hf_lookbehind.compare import estimate as compare_estimate
 from hf_lookbehind.compare import runs as compare_runs
 from hf_lookbehind.compare.asked import Asked
 from hf_lookbehind.compare.report import Report
@@ -92,6 +93,20 @@ def test_the_same_command_goes_on_and_trains_nothing_twice(compared, capsys):
     assert "to do: 1 runs" in capsys.readouterr().err
     again = [json.loads(line) for line in (output / "runs.jsonl").read_text().splitlines()]
     assert len(again) == len(lines) and again[-1]["metrics"] == json.loads(lines[-1])["metrics"]
+
+
+def test_of_finished_runs_nothing_is_tried_out_and_an_interruption_tells_of_them(compared, capsys, monkeypatch):
+    output, argv = compared
+
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compare_estimate, "_try_out", interrupted)
+    assert main(argv) == 0
+    assert "to do: nothing, all runs are finished" in capsys.readouterr().err
+    assert main([*argv, "--seeds", "3"]) == 130
+    said = f"interrupted: the same command goes on after the runs that are finished, which are in {output}"
+    assert capsys.readouterr().err.splitlines() == [said]
 
 
 def test_the_estimate_says_how_much_there_is_and_writes_nothing(tmp_path, capsys):
