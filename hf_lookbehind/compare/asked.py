@@ -71,7 +71,9 @@ class Asked:
             folder=Path(),
             title=f"{', '.join(method.label for method in methods.values())}: {self.program}",
             program=self.program,
-            flags={name: value for name, value in self.flags.items() if name not in METHOD_FLAGS},
+            # which the report multiplies by alpha
+            flags={"learning_rate": LEARNING_RATE}
+            | {name: value for name, value in self.flags.items() if name not in METHOD_FLAGS},
             report_flags={},
             metric=self.metric,
             also=[],

@@ -145,6 +145,11 @@ class Report:
             if study.tuning_seeds
             else "Settings: as given, and not tuned.",
         ]
+        if any(method.flags.get("method") == "matched" for method in study.methods.values()):
+            said.append(
+                "Settings of a matched SAM are those of the Lookbehind whose updates it makes to first order; its own "
+                "are what `LookbehindConfig.matched_sam()` gives for them."
+            )
         if study.widen:
             said.append(
                 "Grids were widened where the best lay on an edge, by at most "

@@ -64,6 +64,7 @@ def test_all_methods_take_as_many_gradients_and_every_number_is_kept(compared):
     assert "hf-lookbehind compare image-classification" in found["command"] and "--tune=off" in found["command"]
     report = (output / "REPORT.md").read_text()
     assert found["verdict"] in report and "Settings: as given, and not tuned." in report
+    assert "Settings of a matched SAM are those of the Lookbehind" in report
     assert str(output) not in report and (output / "cost-data.png").is_file()
 
 
@@ -131,6 +132,18 @@ def test_each_method_gets_what_is_its_own():
     assert study.methods["sam"].grid["rho"] == [0.15, 0.3, 0.6]
     costs = {name: passes_per_step(study.flags | method.flags) for name, method in study.methods.items()}
     assert costs == {"plain": 1, "sam": 2, "matched": 2, "lookbehind": 6}
+
+
+def test_the_table_knows_the_learning_rate_that_no_flag_gives():
+    asked = Asked("clm", {"max_steps": 2}, ["plain", "lookbehind"], ["steps"], 1, "eval_loss", "eval_loss", False)
+    study, found = asked.study(), {}
+    chosen = {(task, budget, method.name): SearchResult({}, [], []) for task, budget, method in study.cells()}
+    for task, budget, method in study.cells():
+        run = study.run(task, budget, method, {}, 0, "report")
+        found[run.key] = {"metrics": {"eval_loss": 1.0}, "steps": 2, "passes": 2, "seconds": 1.0}
+    table = Report(study, chosen, found).results_table("data", "steps")
+    rates = [[cell.strip() for cell in line.split("|")][3] for line in table.splitlines()]
+    assert rates[0] == "learning rate x alpha" and rates[2:] == ["5e-05", "2.5e-05"]
 
 
 # ---- what is said ----
