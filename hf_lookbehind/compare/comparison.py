@@ -204,7 +204,8 @@ def train(run: Run, folders: dict[str, Path], working: Path, models: Path, launc
     """What a worker does: a run, whose model is kept or not."""
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(dir=working) as folder:
-        output = Path(folder) / "model"
+        # a card has its name; of a path that is not absolute it would show all
+        output = Path(folder).absolute() / Path(run.kept or "model").name
         record = (
             train_launched(run, folders, output, launcher) if launcher else train_and_measure(run, folders, output)
         )

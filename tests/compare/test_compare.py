@@ -77,6 +77,7 @@ def test_the_models_of_the_first_seed_have_all_rows_in_their_cards(compared):
         assert all(row.seeds == 2 for row in card.comparison)
         text = (output / "models" / name / "README.md").read_text()
         assert "At equal gradients, over 2 seeds" in text and "cost-data.png" in text
+        assert f"\n# {name}\n" in text and f"--output_dir={name}\n" in text
         assert (output / "models" / name / "model.safetensors").is_file()
 
 
